@@ -1,0 +1,1 @@
+"""The promises, one module for each module of the source."""

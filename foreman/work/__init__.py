@@ -1,0 +1,1 @@
+"""Which job, when, and running it."""
