@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from attrs import field, frozen
-from attrs.validators import ge, in_, max_len
+from attrs.validators import ge, max_len
 
 
 class JobState(StrEnum):
@@ -117,7 +117,7 @@ class Job:
     model: str
     runner: Runner
     size: int
-    state: JobState = field(validator=in_(JobState))
+    state: JobState
     attempt: int
     failures: int
     created_at: int

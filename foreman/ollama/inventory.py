@@ -1,0 +1,363 @@
+"""What the target has and whether it is there: the poller, the probe, and the last good answers.
+
+Theory of operation.  The house's tick drives everything; no timer of its own.  While the target is up, `/api/version`,
+`/api/tags` and `/api/ps` are polled together every poll interval and whenever a name is missing.  A poll that fails is
+confirmed by a probe (a fresh connection, since a pooled one may have died with the target's sleep) before the target is
+called down.  While it is down it is probed: every second when jobs wait, else with doubling up to the poll interval.
+When it answers, `on_up` is called first, so that the drain goes on at once, and the poll follows.
+
+Last good answers are kept by their path, in memory and through `AnswerShelf` in the database, so that a restart while
+the laptop sleeps still answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, Protocol
+
+import orjson
+from attrs import frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from foreman.detach import detach
+from foreman.errors import TargetError
+from foreman.logs import make_logger
+from foreman.ollama.names import normalise
+from foreman.ollama.target import Reply, Target
+from foreman.tick import Tick
+
+POLL_TIMEOUT = 10.0
+"""Seconds for each call of a poll."""
+
+PROBE_TIMEOUT = 0.9
+"""Seconds for one probe: less than a beat, so that each beat of the tick can start a probe of its own."""
+
+SHELF_LIMIT = 1000
+"""Answers kept in memory; the oldest goes first."""
+
+
+class TargetState(StrEnum):
+    """Whether the target can be used; the value is the wire name."""
+
+    UP = "up"
+    DOWN = "down"
+    WEDGED = "wedged"
+
+
+@frozen
+class Model:
+    """A model the target has, as `/api/tags` lists it.
+
+    :ivar name: normalised.
+    :ivar digest: 64 hex digits, or empty if the target named none.
+    """
+
+    name: str
+    digest: str
+
+    @property
+    def key(self) -> str:
+        """What tells this model from others: its digest, else its name."""
+        return self.digest or self.name
+
+
+@frozen
+class Resident:
+    """A model in the target's memory, as `/api/ps` lists it; sizes in bytes."""
+
+    name: str
+    digest: str
+    size: int
+    size_vram: int
+
+    def is_model(self, key: str) -> bool:
+        """Whether this is the model of that key (a digest or a normalised name)."""
+        return key in (self.digest, normalise(self.name))
+
+
+@frozen
+class KeptAnswer:
+    """A good answer of the target's, kept.
+
+    :ivar at: milliseconds since the epoch when it was given.
+    """
+
+    body: bytes
+    content_type: bytes
+    at: int
+
+    def to_bytes(self) -> bytes:
+        """The form it has in the database: the content type, a line feed, the body."""
+        return self.content_type + b"\n" + self.body
+
+    @classmethod
+    def from_bytes(cls, value: bytes, at: int) -> KeptAnswer:
+        """Read what `to_bytes` made."""
+        content_type, _, body = value.partition(b"\n")
+        return cls(body, content_type, at)
+
+
+class AnswerShelf(Protocol):
+    """Where answers outlive a restart (`foreman.work.store.Store`)."""
+
+    async def keep(self, key: str, value: bytes) -> None:
+        """Remember `value` under `key`."""
+
+    async def kept(self, key: str) -> tuple[bytes, int] | None:
+        """What was remembered under `key`, and when in milliseconds since the epoch."""
+
+
+def read_models(body: bytes) -> dict[str, Model]:
+    """The models of an `/api/tags` answer by normalised name; ValueError when it is not one."""
+    models = [Model(normalise(entry["name"]), entry.get("digest") or "") for entry in _entries(body)]
+    return {model.name: model for model in models}
+
+
+def read_residents(body: bytes) -> tuple[Resident, ...]:
+    """The residents of an `/api/ps` answer; ValueError when it is not one."""
+    return tuple(
+        Resident(
+            name=entry["name"],
+            digest=entry.get("digest") or "",
+            size=entry.get("size") or 0,
+            size_vram=entry.get("size_vram") or 0,
+        )
+        for entry in _entries(body)
+    )
+
+
+def _entries(body: bytes) -> list[dict[str, Any]]:
+    document = orjson.loads(body)
+    entries = document.get("models") if isinstance(document, dict) else None
+    if entries is None:
+        entries = []
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("name"), str) for e in entries
+    ):
+        raise ValueError("not a list of models")
+    return entries
+
+
+class Inventory:
+    """The poller: models, residents, up or down.
+
+    :ivar state: whether the target answers; never `WEDGED`, which is the worker's to say.
+    :ivar down_since: `clock.seconds()` when it went down; meaningless while it is up.
+    :ivar models: the last list of models by normalised name, None until there was one.
+    :ivar residents: the last list of residents.
+    :ivar version: the target's version, empty until known.
+    :ivar last_poll: milliseconds since the epoch of the last answered poll, None if there was none.
+    :ivar last_error: what the last failed poll said, None after a good one.
+    :ivar on_up: called, in order, whenever the target comes back; the worker's wake-up stands first.
+    :ivar on_poll: called after each poll that the target answered.
+    :ivar jobs_waiting: asked at each beat while the target is down.
+    """
+
+    _log = make_logger()
+
+    def __init__(
+        self,
+        *,
+        target: Target,
+        tick: Tick,
+        clock: IReactorTime,
+        now_ms: Callable[[], int],
+        poll_interval: float,
+        shelf: AnswerShelf,
+    ) -> None:
+        self._target = target
+        self._tick = tick
+        self._clock = clock
+        self._now_ms = now_ms
+        self._poll_interval = poll_interval
+        self._shelf = shelf
+        self.state = TargetState.DOWN
+        self.down_since = clock.seconds()
+        self.models: Mapping[str, Model] | None = None
+        self.residents: tuple[Resident, ...] = ()
+        self.version = ""
+        self.last_poll: int | None = None
+        self.last_error: str | None = None
+        self.on_up: list[Callable[[], None]] = []
+        self.on_poll: list[Callable[[], None]] = []
+        self.jobs_waiting: Callable[[], bool] = lambda: False
+        self._answers: dict[str, KeptAnswer] = {}
+        self._next = 0.0  # clock.seconds() of the next poll or probe
+        self._probe_wait = 1.0
+        self._polling: Deferred[None] | None = None
+        self._probing = False
+        self._unsubscribe: Callable[[], None] = lambda: None
+
+    async def start(self) -> None:
+        """Read the kept answers and begin to watch; the first poll runs beside."""
+        for path in ("/api/tags", "/api/version"):
+            kept = await self._shelf.kept(path)
+            if kept is not None:
+                self._answers[path] = KeptAnswer.from_bytes(*kept)
+        self._learn_models(self._answers.get("/api/tags"))
+        self._learn_version(self._answers.get("/api/version"))
+        self._unsubscribe = self._tick.subscribe(self._beat)
+        self._beat(slept=False)
+
+    async def stop(self) -> None:
+        """Watch no more."""
+        self._unsubscribe()
+        if self._polling is not None:
+            self._polling.addErrback(lambda _: None)
+            self._polling.cancel()
+
+    # -- what it knows -------------------------------------------------------------------------------------------
+
+    @property
+    def up(self) -> bool:
+        """Whether the target answers."""
+        return self.state is TargetState.UP
+
+    def find(self, name: str) -> Model | None:
+        """The model of that name, in any of its spellings, by the last list."""
+        return None if self.models is None else self.models.get(normalise(name))
+
+    async def find_now(self, name: str) -> Model | None:
+        """The same, but a miss polls the target once, now."""
+        model = self.find(name)
+        if model is None and self.up:
+            await self.refresh()
+            model = self.find(name)
+        return model
+
+    def is_listed(self, key: str) -> bool:
+        """Whether the model of that key was resident at the last look."""
+        return any(resident.is_model(key) for resident in self.residents)
+
+    # -- answers kept --------------------------------------------------------------------------------------------
+
+    def learn(self, path: str, reply: Reply, *, durable: bool = True) -> None:
+        """Keep a good answer, whoever asked for it; `durable` ones outlive a restart."""
+        if reply.status != 200:
+            return
+        answer = KeptAnswer(reply.body, reply.header(b"content-type") or b"application/json", self._now_ms())
+        before = self._answers.pop(path, None)
+        self._answers[path] = answer
+        if len(self._answers) > SHELF_LIMIT:
+            del self._answers[next(iter(self._answers))]
+        if path == "/api/tags":
+            self._learn_models(answer)
+        elif path == "/api/version":
+            self._learn_version(answer)
+        if durable and (before is None or before.body != answer.body):
+            detach(self._shelf.keep(path, answer.to_bytes())).addErrback(
+                lambda failure: self._log.warn("Could not keep {path}: {error}", path=path, error=failure.value)
+            )
+
+    async def kept(self, path: str) -> KeptAnswer | None:
+        """The last good answer to `path`, None if there never was one."""
+        answer = self._answers.get(path)
+        if answer is None and (stored := await self._shelf.kept(path)) is not None:
+            answer = self._answers[path] = KeptAnswer.from_bytes(*stored)
+        return answer
+
+    def _learn_models(self, answer: KeptAnswer | None) -> None:
+        if answer is not None:
+            try:
+                self.models = read_models(answer.body)
+            except (ValueError, KeyError) as error:
+                self._log.warn("The target's list of models cannot be read: {error}", error=error)
+
+    def _learn_version(self, answer: KeptAnswer | None) -> None:
+        if answer is not None:
+            try:
+                self.version = str(orjson.loads(answer.body)["version"])
+            except (ValueError, KeyError, TypeError) as error:
+                self._log.warn("The target's version cannot be read: {error}", error=error)
+
+    # -- watching ------------------------------------------------------------------------------------------------
+
+    def unreachable(self, error: Exception) -> None:
+        """Somebody could not reach the target: it is down from now on, and probed."""
+        self.last_error = str(error)
+        if self.up:
+            self.state = TargetState.DOWN
+            self.down_since = self._clock.seconds()
+            self._probe_wait = 1.0
+            self._next = 0.0
+            self._log.warn("The target is down: {error}", error=error)
+
+    async def refresh(self) -> None:
+        """Poll now, or join the poll under way.  Never raises for the target's sake."""
+        if self._polling is None:
+            self._polling = detach(self._poll())
+            self._polling.addBoth(self._polled)
+        waiter: Deferred[None] = Deferred()
+        self._polling.addBoth(lambda result: (waiter.called or waiter.callback(None), result)[1])
+        await waiter
+
+    def _polled(self, result: object) -> None:
+        self._polling = None
+
+    def _beat(self, slept: bool) -> None:
+        now = self._clock.seconds()
+        if slept:
+            self._next = now
+        if self.up:
+            if now >= self._next and self._polling is None:
+                self._next = now + self._poll_interval
+                detach(self.refresh())
+        elif not self._probing and (now >= self._next or self.jobs_waiting()):
+            self._next = now + self._probe_wait
+            self._probe_wait = min(self._probe_wait * 2, self._poll_interval)
+            detach(self.probe())
+
+    async def probe(self) -> None:
+        """Ask whether the target is there, on a connection of its own, and take note."""
+        self._probing = True
+        try:
+            answered = await self._target.probe(timeout=PROBE_TIMEOUT)
+        finally:
+            self._probing = False
+        if answered:
+            self._came_up()
+
+    def _came_up(self) -> None:
+        if self.up:
+            return
+        self.state = TargetState.UP
+        self._log.info("The target is up")
+        for told in self.on_up:
+            told()
+        self._next = self._clock.seconds() + self._poll_interval
+        detach(self.refresh())
+
+    async def _poll(self) -> None:
+        try:
+            version = await self._target.call(b"GET", b"/api/version", timeout=POLL_TIMEOUT)
+        except TargetError as error:
+            # A pooled connection may have died with the target's sleep: only a fresh one tells.
+            if not await self._target.probe(timeout=PROBE_TIMEOUT):
+                self.unreachable(error)
+                return
+        else:
+            self.learn("/api/version", version)
+        self._came_up()
+        self.last_poll = self._now_ms()
+        self.last_error = None
+        for path in ("/api/tags", "/api/ps"):
+            try:
+                reply = await self._target.call(b"GET", path.encode(), timeout=POLL_TIMEOUT)
+            except TargetError as error:
+                # Slow is not down: /api/ps may wait for a load.
+                self.last_error = f"{path}: {error}"
+            else:
+                self.learn(path, reply, durable=path != "/api/ps")
+                if path == "/api/ps":
+                    self.see_residents(reply)
+        for told in self.on_poll:
+            told()
+
+    def see_residents(self, reply: Reply) -> None:
+        """Take note of an `/api/ps` answer."""
+        try:
+            self.residents = read_residents(reply.body)
+        except (ValueError, KeyError) as error:
+            self._log.warn("The target's list of residents cannot be read: {error}", error=error)

@@ -1,0 +1,186 @@
+"""The object graph, read from top to bottom, and the order in which it starts and stops."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from typing import Any
+
+from twisted.application.service import IServiceCollection, Service
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.python.failure import Failure
+
+from foreman import __version__, logs
+from foreman.config import Configuration
+from foreman.detach import detach
+from foreman.errors import ForemanError
+from foreman.ollama.inventory import Inventory
+from foreman.ollama.requests import parse_keep_alive
+from foreman.ollama.target import Target
+from foreman.tick import Tick
+from foreman.web.native import Limits, NativeFace
+from foreman.web.operate import OperatorFace, Readiness
+from foreman.web.site import make_site
+from foreman.work.database import Database
+from foreman.work.residency import Residency
+from foreman.work.store import Store
+from foreman.work.switchboard import Switchboard
+from foreman.work.worker import Patience, Worker
+
+
+def now_ms() -> int:
+    """The wall clock: milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class Foreman(Service):
+    """The daemon.
+
+    :ivar port: where it listens, None before and after.
+    """
+
+    _log = logs.make_logger()
+
+    def __init__(self, config: Configuration, reactor: Any) -> None:
+        # Twisted's timers run on the wall clock, which steps; on the monotonic one a step neither fires nor stops them.
+        reactor.seconds = time.monotonic
+        self._config = config
+        self._reactor = reactor
+        self.port: IListeningPort | None = None
+        self._starting: Deferred[None] | None = None
+
+        self._readiness = Readiness()
+        self._tick = Tick(reactor, time.time)
+        self._store = Store(
+            Database(config.db, reactor), now_ms, max_queue=config.max_queue, max_attempts=config.max_attempts
+        )
+        self._target = Target(
+            reactor=reactor, url=config.ollama_url, token=_revealed(config.ollama_token), tick=self._tick
+        )
+        self._inventory = Inventory(
+            target=self._target,
+            tick=self._tick,
+            clock=reactor,
+            now_ms=now_ms,
+            poll_interval=config.poll_interval,
+            shelf=self._store,
+        )
+        self._residency = Residency(
+            target=self._target,
+            inventory=self._inventory,
+            clock=reactor,
+            keep_alive=parse_keep_alive(config.keep_alive),
+            load_timeout=config.load_timeout,
+            embedder=config.embed_model,
+        )
+        self._switchboard = Switchboard()
+        self._worker = Worker(
+            store=self._store,
+            target=self._target,
+            inventory=self._inventory,
+            residency=self._residency,
+            switchboard=self._switchboard,
+            tick=self._tick,
+            clock=reactor,
+            now_ms=now_ms,
+            random=random.random,
+            patience=Patience(
+                answer_timeout=config.answer_timeout,
+                stall_timeout=config.stall_timeout,
+                shutdown_grace=config.shutdown_grace,
+            ),
+        )
+        self._native = NativeFace(
+            store=self._store,
+            target=self._target,
+            inventory=self._inventory,
+            residency=self._residency,
+            switchboard=self._switchboard,
+            tick=self._tick,
+            clock=reactor,
+            now_ms=now_ms,
+            limits=Limits(
+                answer_timeout=config.answer_timeout, stall_timeout=config.stall_timeout, sync_wait=config.sync_wait
+            ),
+        )
+        self._operators = OperatorFace(
+            store=self._store,
+            inventory=self._inventory,
+            worker=self._worker,
+            readiness=self._readiness,
+            tick=self._tick,
+            seconds=reactor.seconds,
+            now_ms=now_ms,
+            target_url=config.ollama_url,
+            embedder=config.embed_model,
+        )
+        self._site = make_site(native=self._native, own=self._operators.app.resource(), config=config, reactor=reactor)
+
+    def setServiceParent(self, parent: IServiceCollection) -> None:
+        """Join the application; its log becomes ours from the first line."""
+        logs.install(parent, self._config)
+        super().setServiceParent(parent)
+
+    # -- start and stop, in order --------------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        """Start; a start that fails ends the process with one line and status 1."""
+        super().startService()
+        self._starting = detach(self._start())
+        self._starting.addErrback(self._failed_to_start)
+
+    async def _start(self) -> None:
+        for name, value, source in self._config.effective():
+            self._log.info("{name}={value} ({source})", name=name, value=value, source=source)
+        recovered = await self._store.start()
+        if recovered.requeued or recovered.interrupted:
+            self._log.info(
+                "Found {requeued} jobs to run again and {interrupted} calls cut off by the last stop",
+                requeued=recovered.requeued,
+                interrupted=recovered.interrupted,
+            )
+        self._tick.start()
+        await self._inventory.start()
+        self._worker.start()
+        self._native.start()
+        self._operators.start()
+        endpoint = serverFromString(self._reactor, self._config.addr.endpoint)
+        self.port = await endpoint.listen(self._site)
+        self._readiness.ready = True
+        if not self._config.addr.loopback and self._config.token is None:
+            self._log.warn("Listening beyond loopback without FOREMAN_TOKEN: whoever reaches the port may use it")
+        self._log.info("foreman {version} listens on {port}", version=__version__, port=self.port.getHost())
+
+    def _failed_to_start(self, failure: Failure) -> None:
+        if failure.check(ForemanError, OSError):
+            self._log.critical("foreman cannot start: {error}", error=failure.value)
+        else:
+            self._log.failure("foreman cannot start", failure=failure)
+        self._reactor.callWhenRunning(self._exit)
+
+    def _exit(self) -> None:
+        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+        self._reactor.stop()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop, in the reverse order, each part waited for."""
+        super().stopService()
+        return detach(self._stop())
+
+    async def _stop(self) -> None:
+        self._readiness.ready = False
+        if self.port is not None:
+            await self.port.stopListening()
+            self._native.stop()
+            await self._worker.stop()
+            await self._inventory.stop()
+            self._tick.stop()
+        await self._target.close()
+        await self._store.stop()
+
+
+def _revealed(secret: Any) -> str:
+    return "" if secret is None else secret.reveal()

@@ -1,0 +1,259 @@
+"""The Ollama face: inference through the queue, metadata live or as last seen, the rest carried.
+
+Routing is `foreman.ollama.routes`' table over the path as it came, not Klein's: Ollama's own redirects, 404 and 405 are
+the target's to give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.server import NOT_DONE_YET
+from ulid import ULID
+
+from foreman.detach import detach
+from foreman.errors import TargetError, Unavailable
+from foreman.job import ErrorCode, JobError, NewJob, Runner
+from foreman.logs import make_logger
+from foreman.ollama import requests
+from foreman.ollama.inventory import Inventory
+from foreman.ollama.names import is_cloud, normalise
+from foreman.ollama.requests import Inference, Unreadable
+from foreman.ollama.routes import Kind, Route, match
+from foreman.ollama.target import Target
+from foreman.tick import Tick
+from foreman.web.errors import respond_error
+from foreman.web.site import Request
+from foreman.web.streams import Outflow, WaitingCaller
+from foreman.work.residency import Residency
+from foreman.work.store import Store
+from foreman.work.switchboard import Errand, Switchboard
+from foreman.work.worker import CLIENT_LEFT
+
+LIVE_BUDGET = 1.0
+"""Seconds that a live answer to a metadata question may take before the last good one is given."""
+
+UNKNOWN_RUNNER = Runner("")
+"""The runner of a body that only Ollama can read."""
+
+
+@frozen(kw_only=True)
+class Limits:
+    """How long things may take, in seconds; the settings of the same names."""
+
+    answer_timeout: float
+    stall_timeout: float
+    sync_wait: float
+
+
+@define(eq=False)
+class NativeFace:
+    """Every path that is not foreman's own."""
+
+    store: Store
+    target: Target
+    inventory: Inventory
+    residency: Residency
+    switchboard: Switchboard
+    tick: Tick
+    clock: IReactorTime
+    now_ms: Callable[[], int]
+    limits: Limits
+    _unsubscribe: Callable[[], None] = field(init=False, default=lambda: None)
+
+    _log = make_logger()
+
+    def start(self) -> None:
+        """Begin to watch over those who wait."""
+        self._unsubscribe = self.tick.subscribe(self._beat)
+
+    def stop(self) -> None:
+        """Tell everyone who still waits in the queue that foreman stops."""
+        self._unsubscribe()
+        for caller in self.switchboard:
+            if isinstance(caller, WaitingCaller) and caller.on_gone is None:
+                self._give_up(caller, Unavailable("foreman is stopping", retry_after=5), ErrorCode.INTERRUPTED)
+
+    def render(self, request: Request) -> int:
+        """Answer one request; the path is the one that came, percent-decoded by `match`."""
+        served = Deferred.fromCoroutine(self._serve(request, match(request.method, request.uri)))
+        served.addErrback(lambda failure: respond_error(request, failure.value))
+        return NOT_DONE_YET
+
+    async def _serve(self, request: Request, route: Route) -> None:
+        match route.kind:
+            case Kind.QUEUE | Kind.EMBED:
+                await self._infer(request, route)
+            case Kind.ROOT | Kind.VERSION | Kind.TAGS | Kind.PS:
+                await self._tell(request, route)
+            case Kind.SHOW:
+                await self._show(request, route)
+            case _:
+                await self._carry(request)
+
+    # -- carried -------------------------------------------------------------------------------------------------
+
+    async def _carry(self, request: Request) -> None:
+        """Send the request on as it is; the target's answer is the answer."""
+        outflow = Outflow(request, self.tick)
+        exchange = Deferred.fromCoroutine(
+            self.target.exchange(
+                request.method,
+                request.uri,
+                headers=tuple(_headers(request)),
+                body=request.body(),
+                sink=outflow,
+                first_byte=self.limits.answer_timeout,
+                between=self.limits.answer_timeout,
+            )
+        )
+        outflow.over.addCallback(lambda _: exchange.cancel())
+        try:
+            await exchange
+        except TargetError as error:
+            outflow.fail(error)
+        else:
+            outflow.finish()
+
+    # -- metadata ------------------------------------------------------------------------------------------------
+
+    async def _tell(self, request: Request, route: Route) -> None:
+        """Answer live, else with the last good answer."""
+        await self._live_or_kept(request, route.path, b"", durable=route.kind is not Kind.PS)
+
+    async def _show(self, request: Request, route: Route) -> None:
+        body = request.body()
+        name = requests.plain_show(body)
+        model = None if name is None else self.inventory.find(name)
+        if model is None:
+            # Verbose and odd questions are the target's alone.
+            await self._carry(request)
+            return
+        await self._live_or_kept(request, f"/api/show {model.key}", body, durable=True)
+
+    async def _live_or_kept(self, request: Request, key: str, body: bytes, *, durable: bool) -> None:
+        try:
+            reply = await self.target.call(
+                request.method, request.uri, headers=tuple(_headers(request)), body=body, timeout=LIVE_BUDGET
+            )
+        except TargetError as error:
+            kept = await self.inventory.kept(key)
+            if kept is None:
+                raise Unavailable(f"The target does not answer: {error}", retry_after=5) from error
+            request.setHeader(b"age", b"%d" % max(0, (self.now_ms() - kept.at) // 1000))
+            request.setHeader(b"x-foreman-degraded", b"true")
+            _answer(request, 200, [(b"Content-Type", kept.content_type)], kept.body)
+        else:
+            if request.method != b"HEAD":
+                self.inventory.learn(key, reply, durable=durable)
+            _answer(request, reply.status, list(reply.headers), reply.body)
+
+    # -- inference -----------------------------------------------------------------------------------------------
+
+    async def _infer(self, request: Request, route: Route) -> None:
+        body = request.body()
+        read = requests.read(route.path, body, request.getHeader(b"content-type"), request.getHeader(b"content-encoding"))
+        if isinstance(read, Unreadable):
+            if read.empty:
+                await self._carry(request)
+            else:
+                await self._queue(request, route, body, None, UNKNOWN_RUNNER)
+            return
+        if read.model == "" or is_cloud(read.model):
+            await self._carry(request)
+            return
+        if read.is_unload:
+            self.residency.disturbed()
+            await self._carry(request)
+            self.residency.disturbed()
+            return
+        model = await self.inventory.find_now(read.model)
+        if model is None and self.inventory.up:
+            await self._carry(request)
+            return
+        key = normalise(read.model) if model is None else model.key
+        await self._queue(request, route, body, read, Runner(key, read.options))
+
+    async def _queue(
+        self, request: Request, route: Route, body: bytes, inference: Inference | None, runner: Runner
+    ) -> None:
+        """Make a row of the call and let the worker answer it."""
+        errand = Errand(
+            route=route, path=request.uri, headers=tuple(_headers(request)), body=request.body, inference=inference
+        )
+        caller = WaitingCaller(request, self.tick, errand, since=self.clock.seconds())
+        caller.on_left = lambda: self._left(caller)
+        new = NewJob(
+            id=str(ULID()),
+            sync=True,
+            endpoint=route.path,
+            model="" if inference is None else inference.model,
+            runner=runner,
+            size=len(body),
+            created_at=self.now_ms(),
+        )
+        self.switchboard.connect(new.id, caller)
+        try:
+            await detach(self._admit(new, caller))
+            await caller.over
+        finally:
+            self.switchboard.disconnect(new.id)
+
+    async def _admit(self, new: NewJob, caller: WaitingCaller) -> None:
+        """Commit the row, to the end, whether or not the client still waits."""
+        try:
+            [job] = await self.store.accept([new])
+        except Exception as error:  # noqa: BLE001 (the client is told, whatever it was)
+            caller.fail(error)
+            return
+        if caller.job is None:
+            caller.job = job
+        if caller.gone:
+            self._left(caller)
+
+    def _left(self, caller: WaitingCaller) -> None:
+        """The client of a waiting job has gone: the row must never reach the target."""
+        self._end_row(caller, CLIENT_LEFT)
+
+    def _give_up(self, caller: WaitingCaller, error: Exception, code: ErrorCode) -> None:
+        """Answer a waiting client with an error, and end its row."""
+        caller.fail(error)
+        self._end_row(caller, JobError(code, str(error)))
+
+    def _end_row(self, caller: WaitingCaller, error: JobError) -> None:
+        if caller.job is None:
+            return  # not accepted yet; `_admit` will see that the client has gone
+        detach(self.store.abandon(caller.job.seq, error)).addErrback(
+            lambda failure: self._log.warn("A row was not ended: {error}", error=failure.value)
+        )
+
+    # -- while they wait -----------------------------------------------------------------------------------------
+
+    def _beat(self, slept: bool) -> None:
+        if self.inventory.up:
+            return
+        now = self.clock.seconds()
+        for caller in self.switchboard:
+            if not isinstance(caller, WaitingCaller) or caller.on_gone is not None:
+                continue
+            if now - max(self.inventory.down_since, caller.since) >= self.limits.sync_wait:
+                error = Unavailable("The target cannot be reached", retry_after=30)
+                self._give_up(caller, error, ErrorCode.TIMEOUT)
+
+
+def _headers(request: Request) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, values in request.requestHeaders.getAllRawHeaders() for value in values]
+
+
+def _answer(request: Request, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    """Give a whole answer as the target gave it."""
+    request.setResponseCode(status)
+    for name in {name for name, _ in headers}:
+        request.responseHeaders.removeHeader(name)
+    for name, value in headers:
+        request.responseHeaders.addRawHeader(name, value)
+    request.write(body)
+    request.finish()

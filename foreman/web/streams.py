@@ -1,0 +1,203 @@
+"""Producers: an answer of the target's on its way to a client, at the client's pace.
+
+Bytes go out as they come, one write for one chunk.  When the client is slow they are buffered, up to `BUFFER`; then
+the reading from the target is paused, and its silence clock with it.  A client that accepts no byte for `CLIENT_STALL`
+seconds while data waits is cut, so that a suspended phone does not hold the only worker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+from twisted.python.failure import Failure
+from twisted.web.server import Request
+from zope.interface import implementer
+
+from foreman.job import Job
+from foreman.ollama.target import Flow, Head
+from foreman.tick import Tick
+from foreman.web.errors import respond_error
+from foreman.work.switchboard import Errand
+
+BUFFER = 1024 * 1024
+"""Bytes of an answer that may wait for a slow client before the target is made to wait."""
+
+CLIENT_STALL = 60.0
+"""Seconds (beats of the tick) for which a client may accept nothing while data waits."""
+
+
+@implementer(IPushProducer)
+class Outflow:
+    """The sink of an answer: writes it to a request with backpressure.
+
+    :ivar begun: the head has gone out.
+    :ivar gone: the client has left, or was cut.
+    :ivar over: fires with None once nothing more will be written, for whatever reason.
+    """
+
+    def __init__(self, request: Request, tick: Tick) -> None:
+        self.begun = False
+        self.gone = False
+        self.over: Deferred[None] = Deferred()
+        self._request = request
+        self._tick = tick
+        self._flow: Flow | None = None
+        self._paused = False
+        self._held = False  # the target's reading is paused
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._finished = False
+        self._unwatch: Callable[[], None] | None = None
+        self._stalled_for = 0
+        self._unsent = 0
+        request.notifyFinish().addErrback(self._lost)
+
+    # -- the sink ------------------------------------------------------------------------------------------------
+
+    def begin(self, head: Head, flow: Flow) -> None:
+        """Send the head as it came."""
+        if self.gone:
+            return
+        self.begun = True
+        self._flow = flow
+        request = self._request
+        request.setResponseCode(head.status, head.phrase)
+        for name in {name for name, _ in head.headers}:
+            request.responseHeaders.removeHeader(name)
+        for name, value in head.headers:
+            request.responseHeaders.addRawHeader(name, value)
+        request.registerProducer(self, streaming=True)
+        request.write(b"")  # the head goes out now
+
+    def write(self, data: bytes) -> None:
+        """Send the next bytes, or keep them until the client takes more."""
+        if self.gone:
+            return
+        if not self._paused:
+            self._request.write(data)
+            return
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > BUFFER and not self._held and self._flow is not None:
+            self._held = True
+            self._flow.pause()
+
+    def finish(self) -> None:
+        """The answer is whole: end it as soon as the client has taken what waits."""
+        self._finished = True
+        self._end_if_drained()
+
+    def fail(self, error: Exception) -> None:
+        """There will be no answer but this error; if the head is out, the connection is cut."""
+        if not self.gone and not self.over.called:
+            if self.begun:
+                self._request.unregisterProducer()
+            respond_error(self._request, error)
+        self._close()
+
+    # -- the client's side ---------------------------------------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        """The client takes no more for now."""
+        self._paused = True
+        if self._unwatch is None:
+            self._stalled_for, self._unsent = 0, self._backlog()
+            self._unwatch = self._tick.subscribe(self._beat)
+
+    def resumeProducing(self) -> None:
+        """The client takes more."""
+        self._paused = False
+        while self._waiting and not self._paused:
+            data = self._waiting.popleft()
+            self._waiting_bytes -= len(data)
+            self._request.write(data)
+        if self._paused:
+            return
+        self._stop_watching()
+        if self._held and self._flow is not None:
+            self._held = False
+            self._flow.resume()
+        self._end_if_drained()
+
+    def stopProducing(self) -> None:
+        """The connection is gone; `notifyFinish` tells the rest."""
+
+    def _backlog(self) -> int:
+        """Bytes that the transport still holds; 0 where it does not tell."""
+        transport: Any = self._request.transport
+        return len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0) + getattr(
+            transport, "_tempDataLen", 0
+        )
+
+    def _beat(self, slept: bool) -> None:
+        unsent = self._backlog()
+        self._stalled_for = 0 if slept or unsent < self._unsent else self._stalled_for + 1
+        self._unsent = unsent
+        if self._stalled_for >= CLIENT_STALL:
+            self._request.transport.abortConnection()
+
+    def _lost(self, failure: Failure) -> None:
+        self.gone = True
+        if not self.over.called:
+            self._close()
+            self.left()
+
+    def left(self) -> None:
+        """The client has gone before the end."""
+
+    def _end_if_drained(self) -> None:
+        if self._finished and not self._waiting and not self.gone and not self.over.called:
+            self._request.unregisterProducer()
+            self._request.finish()
+            self._close()
+
+    def _stop_watching(self) -> None:
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+
+    def _close(self) -> None:
+        self._stop_watching()
+        self._waiting.clear()
+        if not self.over.called:
+            self.over.callback(None)
+
+
+class WaitingCaller(Outflow):
+    """A sync call's client: an `Outflow` that waits in the queue first (`foreman.work.switchboard.Caller`).
+
+    :ivar since: `clock.seconds()` when the call came.
+    :ivar job: its row as the worker last saw it, None until it is accepted.
+    :ivar on_gone: the worker's, while it runs the job.
+    :ivar on_left: the native face's, told once when the client leaves early while the worker does not run its job.
+    """
+
+    def __init__(self, request: Request, tick: Tick, errand: Errand, *, since: float) -> None:
+        super().__init__(request, tick)
+        self.errand = errand
+        self.since = since
+        self.job: Job | None = None
+        self.on_gone: Callable[[], None] | None = None
+        self.on_left: Callable[[], None] = lambda: None
+
+    def begin(self, head: Head, flow: Flow) -> None:
+        """Send the head with what foreman knows of the job."""
+        job = self.job
+        if job is not None and not self.gone:
+            headers = self._request.responseHeaders
+            headers.setRawHeaders(b"x-foreman-job", [job.id.encode()])
+            if job.loading_at is not None and job.working_at is not None:
+                queued, loaded = job.loading_at - job.created_at, job.working_at - job.loading_at
+                headers.setRawHeaders(b"server-timing", [b"queue;dur=%d, load;dur=%d" % (queued, loaded)])
+        super().begin(head, flow)
+
+    def left(self) -> None:
+        """Tell the worker, which closes its connection to the target, or the face, which ends the row."""
+        if self.on_gone is not None:
+            self.on_gone()
+        else:
+            self.on_left()

@@ -1,0 +1,274 @@
+"""Which runner the target holds for foreman, and bringing it the next one: the load shield and keep_alive.
+
+The load shield: a runner is loaded by a request of foreman's own, without a prompt, on a connection that no client can
+cut, so that nobody's timeout aborts a load (Ollama aborts a load whose first client leaves).  Whatever worker model is
+in memory is unloaded by name, and seen gone, before another is loaded: with two slots Ollama would else evict the
+pinned embedder as readily as the old worker.
+
+keep_alive: Ollama keeps the last value it was given when a request names none, so bodies are never edited.  A job that
+names a shorter one than foreman's, while more work of its runner waits, is followed *while it runs* by a load request
+with foreman's value (`renew`); what its client asked for stays owed, and is paid when that runner's queue is empty
+(`settle`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import define, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+
+from foreman.errors import TargetError
+from foreman.job import Runner
+from foreman.logs import make_logger
+from foreman.ollama.inventory import Inventory, Resident
+from foreman.ollama.names import normalise
+from foreman.ollama.replies import error_text
+from foreman.ollama.requests import KeepAlive
+from foreman.ollama.routes import Kind
+from foreman.ollama.target import Target
+from foreman.work import outcome
+
+WARM_FOR = 2.0
+"""Seconds after foreman's own last generation for which its runner is taken to be there without a load request."""
+
+RENEW_AFTER = 0.03
+"""Seconds after a request has gone out at which the target surely has it, so that a renewal comes second."""
+
+UNLOAD_AGAIN = 5.0
+"""Seconds after which an unload request is repeated: Ollama ignores one that comes while the model loads."""
+
+SMALL_CALL = 10.0
+"""Seconds for a call that Ollama answers in milliseconds."""
+
+
+@frozen(kw_only=True)
+class Load:
+    """What it takes to load a job's runner.
+
+    :ivar name: the model as the job names it; `kind` decides between `/api/generate` and `/api/embed`.
+    :ivar fields: the load-time options and `shift` as they stand in a body, such as `{"options": {"num_ctx": 512}}`.
+    :ivar keep_alive: the job's own, None if it names none.
+    """
+
+    runner: Runner
+    name: str
+    kind: Kind
+    fields: Mapping[str, Any]
+    keep_alive: KeepAlive | None
+
+
+@frozen
+class _Debt:
+    """A client's keep_alive that foreman has overridden and still has to apply."""
+
+    load: Load
+    keep_alive: KeepAlive
+
+
+class Residency:
+    """The runner that the target holds, as far as foreman knows.
+
+    :ivar resident: the runner of foreman's last generation while the target still lists its model, else None.
+    :ivar swaps: how many times a runner was loaded in another one's place or into an empty slot.
+    """
+
+    _log = make_logger()
+
+    def __init__(
+        self,
+        *,
+        target: Target,
+        inventory: Inventory,
+        clock: IReactorTime,
+        keep_alive: KeepAlive,
+        load_timeout: float,
+        embedder: str | None,
+    ) -> None:
+        self._target = target
+        self._inventory = inventory
+        self._clock = clock
+        self._keep_alive = keep_alive
+        self._load_timeout = load_timeout
+        self._embedder = None if embedder is None else normalise(embedder)
+        self.resident: Runner | None = None
+        self.swaps = 0
+        self._warm_until = 0.0
+        self._debt: _Debt | None = None
+        self._loading = False
+        inventory.on_poll.append(self._polled)
+
+    # -- what is resident ----------------------------------------------------------------------------------------
+
+    def is_warm(self) -> bool:
+        """Whether the resident runner needs no load request now."""
+        return self.resident is not None and self._clock.seconds() < self._warm_until
+
+    def disturbed(self) -> None:
+        """Something was carried that may have unloaded the resident."""
+        self.resident = None
+        self._warm_until = 0.0
+
+    def _polled(self) -> None:
+        # During a load the target lists nothing, which says nothing.
+        if self.resident is not None and not self._loading and not self._inventory.is_listed(self.resident.model):
+            self.disturbed()
+
+    def ran(self, load: Load, *, renewed: bool) -> None:
+        """A generation for that runner has ended; unless `renewed`, the keep_alive it named itself rules now."""
+        self.resident = load.runner
+        if load.keep_alive is not None and not renewed:
+            self._debt = None
+        lasting = renewed or load.keep_alive is None or load.keep_alive >= self._keep_alive
+        self._warm_until = self._clock.seconds() + WARM_FOR if lasting else 0.0
+
+    # -- loading -------------------------------------------------------------------------------------------------
+
+    async def ensure(self, load: Load) -> None:
+        """Have that runner resident.
+
+        :raise TargetError: it could not be loaded; `Answered` carries Ollama's own status and text.
+        """
+        self._loading = True
+        try:
+            if self.resident != load.runner:
+                await self._make_room(load)
+                self._debt = None
+                self.swaps += 1
+            self._warm_until = 0.0
+            self.resident = None
+            keep_alive = load.keep_alive or self._keep_alive
+            await self._request(load, keep_alive if keep_alive.seconds > 0 else None)
+            self.resident = load.runner
+        finally:
+            self._loading = False
+
+    async def renew(self, load: Load) -> bool:
+        """Make the runner outlive its job's own shorter keep_alive; the job is running.  True if it will."""
+        assert load.keep_alive is not None
+        lasting = self._keep_alive if self._keep_alive.seconds > 0 else KeepAlive(seconds=300.0, wire=300)
+        try:
+            await self._request(load, lasting)
+        except TargetError as error:
+            self._log.warn("Could not renew the keep_alive: {error}", error=error, model=load.name)
+            return False
+        self._debt = _Debt(load, load.keep_alive)
+        return True
+
+    def must_renew(self, load: Load) -> bool:
+        """Whether the job's own keep_alive would let the runner go before foreman's."""
+        return load.keep_alive is not None and load.keep_alive < self._keep_alive
+
+    def owes(self) -> Runner | None:
+        """The runner whose client's keep_alive is still to be applied."""
+        return None if self._debt is None else self._debt.load.runner
+
+    async def settle(self) -> None:
+        """Apply the keep_alive that is owed."""
+        debt, self._debt = self._debt, None
+        if debt is None:
+            return
+        self._warm_until = 0.0
+        try:
+            if debt.keep_alive.seconds > 0:
+                await self._request(debt.load, debt.keep_alive)
+            else:
+                await self._unload(debt.load.name)
+                self.resident = None
+        except TargetError as error:
+            self._log.warn("Could not apply a client's keep_alive: {error}", error=error, model=debt.load.name)
+
+    async def _request(self, load: Load, keep_alive: KeepAlive | None) -> None:
+        path = b"/api/embed" if load.kind is Kind.EMBED else b"/api/generate"
+        body = {"model": load.name, **load.fields}
+        if keep_alive is not None:
+            body["keep_alive"] = keep_alive.wire
+        reply = await self._target.call(b"POST", path, json=body, timeout=self._load_timeout, probing=True)
+        if reply.status >= 400:
+            raise outcome.of_body(reply.status, reply.body, reply.retry_after)
+
+    # -- unloading -----------------------------------------------------------------------------------------------
+
+    async def _make_room(self, load: Load) -> None:
+        """Unload every worker model but the wanted one, and see them gone, for at most the load timeout."""
+        deadline = self._clock.seconds() + self._load_timeout
+        asked: dict[str, float] = {}
+        pause = 0.02
+        while others := [r for r in await self._residents() if self._is_other(r, load.runner)]:
+            now = self._clock.seconds()
+            if now > deadline:
+                self._log.warn("{model} does not unload; loading beside it", model=others[0].name)
+                return
+            for other in others:
+                if now >= asked.get(other.name, 0.0):
+                    asked[other.name] = now + UNLOAD_AGAIN
+                    await self._unload(other.name)
+            await deferLater(self._clock, pause)
+            pause = min(pause * 2, 0.5)
+
+    def _is_other(self, resident: Resident, wanted: Runner) -> bool:
+        if self._embedder is not None and normalise(resident.name) == self._embedder:
+            return False
+        # The wanted model with other load-time options is in the way too, if foreman knows that it is.
+        return not resident.is_model(wanted.model) or (
+            self.resident is not None and self.resident.model == wanted.model and self.resident != wanted
+        )
+
+    async def _residents(self) -> tuple[Resident, ...]:
+        reply = await self._target.call(b"GET", b"/api/ps", timeout=SMALL_CALL)
+        if reply.status == 200:
+            self._inventory.see_residents(reply)
+        return self._inventory.residents
+
+    async def _unload(self, name: str) -> None:
+        reply = await self._target.call(
+            b"POST", b"/api/generate", json={"model": name, "keep_alive": 0}, timeout=SMALL_CALL
+        )
+        if reply.status not in (200, 404):
+            self._log.warn("{model} was not unloaded: {error}", model=name, error=error_text(reply.body))
+
+
+@define
+class Renewal:
+    """The renewal of one running job's keep_alive: sent at most once, when it is due and there is reason for it.
+
+    :ivar wanted: whether more work of the job's runner is queued now.
+    """
+
+    _residency: Residency
+    _load: Load
+    _wanted: Callable[[], bool]
+    _clock: IReactorTime
+    _due: bool = False
+    _timer: IDelayedCall | None = None
+    _request: Deferred[bool] | None = None
+
+    def start(self) -> None:
+        """The job's request goes out now."""
+        if self._residency.must_renew(self._load):
+            self._timer = self._clock.callLater(RENEW_AFTER, self.due)
+
+    def due(self) -> None:
+        """The target has the job's request: a renewal would come after it."""
+        if self._timer is not None:
+            self._due = True
+            self.consider()
+
+    def consider(self) -> None:
+        """Send the renewal, if work is waiting that needs it."""
+        if self._due and self._request is None and self._wanted():
+            self._request = Deferred.fromCoroutine(self._residency.renew(self._load))
+
+    async def end(self, *, ran: bool) -> bool:
+        """The job's request is over; True if its runner outlives it.  Unless it `ran`, nothing is waited for."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._request is None:
+            return False
+        if not ran:
+            self._request.addErrback(lambda _: False)
+            self._request.cancel()
+        return await self._request

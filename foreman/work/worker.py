@@ -1,0 +1,411 @@
+"""The one worker: takes one job at a time from the store, has its runner loaded, and runs it at the target.
+
+Theory of operation.  A DeferredQueue carries nothing but "look again": a commit, the target's return, the end of a
+backoff.  At each look the worker takes jobs until the store has none that may run, so the order of work is the store's
+alone.  `foreman.work.outcome` decides what a try's end means; the rows' ends are not waited for, since the one writer
+keeps them in order with the next `take`, but while one cannot be written no further job is taken.
+
+A job's run has three ways to be interrupted: its client leaves (`Caller.on_gone` closes the connection to the target),
+the service stops (`stop` cancels the run), or the target fails it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from attrs import define, frozen
+from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+
+from foreman.detach import detach
+from foreman.errors import Answered, StoreError, TargetError, Unavailable, Unwritable
+from foreman.job import Ending, ErrorCode, Job, JobError, JobState, Runner
+from foreman.logs import make_logger
+from foreman.ollama.inventory import Inventory
+from foreman.ollama.replies import FinalWatch
+from foreman.ollama.target import Flow, Head, Target
+from foreman.tick import Tick
+from foreman.work import outcome
+from foreman.work.outcome import Fail, Outcome, Retry
+from foreman.work.residency import Load, Renewal, Residency
+from foreman.work.schedule import backoff, busy_wait
+from foreman.work.store import Store
+from foreman.work.switchboard import Caller, Errand, Switchboard
+
+T = TypeVar("T")
+
+CLIENT_LEFT = JobError(ErrorCode.CLIENT_DISCONNECTED, "The client left before its answer was complete.")
+STOPPED = JobError(ErrorCode.INTERRUPTED, "foreman was stopped before the answer was complete.")
+
+RETRY_WRITE = 1.0
+"""Seconds after which a write that the store could not make is tried again."""
+
+
+@frozen(kw_only=True)
+class Patience:
+    """How long the worker waits, in seconds; the settings of the same names."""
+
+    answer_timeout: float
+    stall_timeout: float
+    shutdown_grace: float
+
+
+@define
+class _Watcher:
+    """The sink of a run: hands everything on to the caller and watches for the end marker.
+
+    :ivar first_byte_at: milliseconds since the epoch, None until then.
+    """
+
+    caller: Caller
+    watch: FinalWatch
+    now_ms: Callable[[], int]
+    renewal: Renewal | None
+    first_byte_at: int | None = None
+
+    def begin(self, head: Head, flow: Flow) -> None:
+        """The answer's head has come."""
+        self.first_byte_at = self.now_ms()
+        self.caller.begin(head, flow)
+        if self.renewal is not None:
+            self.renewal.due()
+
+    def write(self, data: bytes) -> None:
+        """The next bytes have come."""
+        self.watch.feed(data)
+        self.caller.write(data)
+
+
+class Worker:
+    """The one worker.
+
+    :ivar running: the job in hand, None between jobs.
+    """
+
+    _log = make_logger()
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        target: Target,
+        inventory: Inventory,
+        residency: Residency,
+        switchboard: Switchboard,
+        tick: Tick,
+        clock: IReactorTime,
+        now_ms: Callable[[], int],
+        random: Callable[[], float],
+        patience: Patience,
+    ) -> None:
+        self._store = store
+        self._target = target
+        self._inventory = inventory
+        self._residency = residency
+        self._switchboard = switchboard
+        self._tick = tick
+        self._clock = clock
+        self._now_ms = now_ms
+        self._random = random
+        self._patience = patience
+        self.running: Job | None = None
+        self._looks: DeferredQueue[None] = DeferredQueue()
+        self._alarm: IDelayedCall | None = None
+        self._aside: dict[Runner, int] = {}
+        self._busy_until = 0.0
+        self._busy_answers = 0
+        self._unwritten = 0
+        self._stopping = False
+        self._loop: Deferred[None] | None = None
+        self._run: Deferred[None] | None = None
+        self._renewal: Renewal | None = None
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._store.on_wake = self.wake
+        self._inventory.on_up.insert(0, self.wake)
+        self._inventory.jobs_waiting = lambda: self._store.backlog.queued > 0 or self.running is not None
+        self._loop = Deferred.fromCoroutine(self._work())
+        self.wake()
+
+    @property
+    def resident_name(self) -> str | None:
+        """The model foreman believes to be resident, by name, for operators."""
+        return self._residency.resident_name
+
+    def wake(self) -> None:
+        """Look again: there may be something to do."""
+        if self._renewal is not None:
+            self._renewal.consider()
+        if not self._looks.pending:
+            self._looks.put(None)
+
+    async def stop(self) -> None:
+        """Take no more jobs; give the running one its grace; return when nothing is in hand."""
+        self._stopping = True
+        if self._alarm is not None and self._alarm.active():
+            self._alarm.cancel()
+        run, loop = self._run, self._loop
+        if run is not None and self.running is not None:
+            grace = self._patience.shutdown_grace if self.running.state is JobState.WORKING else 0.0
+            limit = self._clock.callLater(grace, run.cancel)
+            finished: Deferred[None] = Deferred()
+            run.addBoth(lambda result: (finished.callback(None), result)[1])
+            await finished
+            if limit.active():
+                limit.cancel()
+        if loop is not None:
+            loop.addErrback(lambda failure: failure.trap(CancelledError) and None)
+            loop.cancel()
+            await loop
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while True:
+            await self._looks.get()
+            try:
+                while self._may_take() and (job := await self._take()) is not None:
+                    self.running = job
+                    try:
+                        self._run = detach(self._one(job))
+                        await self._run
+                    finally:
+                        self.running = self._run = None
+                    await self._settle()
+                await self._set_alarm()
+            except CancelledError:
+                raise
+            except StoreError as error:
+                self._log.warn("The store does not answer: {error}", error=error)
+                self._wake_at_next_beat()
+            except Exception:  # noqa: BLE001 (one bad job must not end the loop)
+                self._log.failure("The worker met a fault of foreman's own")
+                self._wake_at_next_beat()
+
+    def _may_take(self) -> bool:
+        return (
+            not self._stopping
+            and self._inventory.up
+            and self._unwritten == 0
+            and self._clock.seconds() >= self._busy_until
+        )
+
+    async def _take(self) -> Job | None:
+        now = self._now_ms()
+        self._aside = {runner: until for runner, until in self._aside.items() if until > now}
+        return await self._store.take(
+            resident=self._residency.resident, warm=self._residency.is_warm(), aside=tuple(self._aside)
+        )
+
+    async def _settle(self) -> None:
+        owes = self._residency.owes()
+        if owes is not None and self._store.backlog.of(owes) == 0:
+            await self._residency.settle()
+
+    async def _set_alarm(self) -> None:
+        """Nothing may run now: look again when the next backoff, set-aside runner or busy wait ends."""
+        if self._alarm is not None and self._alarm.active():
+            self._alarm.cancel()
+        times = list(self._aside.values())
+        due = await self._store.next_due()
+        if due is not None:
+            times.append(due)
+        seconds = [max(0.0, (at - self._now_ms()) / 1000) for at in times]
+        if self._busy_until > self._clock.seconds():
+            seconds.append(self._busy_until - self._clock.seconds())
+        if seconds and self._inventory.up and not self._stopping:
+            self._alarm = self._clock.callLater(min(seconds) + 0.001, self.wake)
+
+    def _wake_at_next_beat(self) -> None:
+        def beat(slept: bool) -> None:
+            unsubscribe()
+            self.wake()
+
+        unsubscribe = self._tick.subscribe(beat)
+
+    # -- one job -------------------------------------------------------------------------------------------------
+
+    async def _one(self, job: Job) -> None:
+        caller = self._switchboard.find(job.id)
+        if caller is None or caller.gone:
+            self._finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
+            return
+        caller.job = job
+        try:
+            await self._try(job, caller)
+        except CancelledError:
+            if not self._stopping:
+                raise
+            # Shutdown: what was in hand is dropped, and the sync caller is told so.
+            self._finish(caller.job, Ending(error=STOPPED, at=self._now_ms()))
+            caller.fail(Unavailable("foreman is stopping", retry_after=5))
+        except Exception:  # noqa: BLE001 (whatever it was, neither the row nor its client may hang)
+            self._log.failure("A job met a fault of foreman's own", job=job.id, model=job.model)
+            error = JobError(ErrorCode.TARGET_ERROR, "foreman met a fault of its own")
+            self._finish(caller.job, Ending(error=error, at=self._now_ms()))
+            caller.fail(RuntimeError(error.message))
+
+    async def _try(self, job: Job, caller: Caller) -> None:
+        load = _load_of(job, caller.errand)
+        if load is None:
+            # Only Ollama can read this body, so what it will load is unknown, before and after.
+            self._residency.disturbed()
+        if job.state is JobState.LOADING:
+            if load is not None and not await self._load(job, caller, load):
+                return
+            if caller.gone:
+                self._finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
+                return
+            working = await self._written(lambda: self._store.work(job))
+            if working is None:
+                return  # ended meanwhile, by whoever was entitled to
+            self.running = caller.job = job = working
+            if caller.gone:
+                self._finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
+                return
+        await self._generate(job, caller, load)
+
+    async def _load(self, job: Job, caller: Caller, load: Load) -> bool:
+        """Have the job's runner loaded; False if the job's try is over."""
+        try:
+            await self._residency.ensure(load)
+        except Answered as error:
+            # The job's own request is sent once all the same: its answer, status and text, is the client's.
+            self._log.info("The load failed: {error}", error=error, job=job.id, model=job.model)
+        except TargetError as error:
+            result = outcome.of_error(error)
+            if isinstance(result, Retry) and result.charged:
+                self._aside[load.runner] = self._now_ms() + int(backoff(job.failures + 1, self._random) * 1000)
+            await self._apply(job, caller, result)
+            return False
+        return True
+
+    async def _generate(self, job: Job, caller: Caller, load: Load | None) -> None:
+        errand = caller.errand
+        streamed = errand.inference is None or errand.inference.stream
+        if load is not None:
+            self._renewal = Renewal(self._residency, load, lambda: self._store.backlog.of(load.runner) > 0, self._clock)
+            self._renewal.start()
+        watcher = _Watcher(caller, FinalWatch(errand.route.api, streamed), self._now_ms, self._renewal)
+        exchange = Deferred.fromCoroutine(
+            self._target.exchange(
+                b"POST",
+                errand.path,
+                headers=errand.headers,
+                body=errand.body(),
+                sink=watcher,
+                first_byte=self._patience.answer_timeout,
+                between=self._patience.stall_timeout if streamed else self._patience.answer_timeout,
+            )
+        )
+        caller.on_gone = exchange.cancel
+        ran = False
+        result: Outcome
+        try:
+            head = await exchange
+            ran = True
+            result = outcome.of_answer(head.status, watcher.watch.verdict())
+        except CancelledError:
+            if not caller.gone:
+                raise
+            result = Fail(CLIENT_LEFT)
+        except TargetError as error:
+            result = outcome.of_error(error)
+        finally:
+            caller.on_gone = None
+            renewal, self._renewal = self._renewal, None
+            renewed = renewal is not None and await renewal.end(ran=ran)
+            if load is not None:
+                self._residency.ran(load, renewed=renewed)
+        await self._apply(job, caller, result, watcher, whole=ran)
+
+    async def _apply(
+        self, job: Job, caller: Caller, result: Outcome, watcher: _Watcher | None = None, *, whole: bool = False
+    ) -> None:
+        """Write what became of the try, and tell the caller; `whole` if the answer has come to its end."""
+        if isinstance(result, Retry):
+            if result.unreachable:
+                self._residency.disturbed()
+                self._inventory.unreachable(TargetError(result.cause.message))
+            if not caller.begun:
+                await self._put_back(job, caller, result)
+                return
+            # The client has the answer's head: nothing can be tried again.
+            result = Fail(result.cause)
+        self._busy_answers = 0
+        verdict = None if watcher is None else watcher.watch.verdict()
+        self._finish(
+            job,
+            Ending(
+                error=result.error if isinstance(result, Fail) else None,
+                at=self._now_ms(),
+                first_byte_at=None if watcher is None else watcher.first_byte_at,
+                prompt_tokens=None if verdict is None else verdict.prompt_tokens,
+                output_tokens=None if verdict is None else verdict.output_tokens,
+            ),
+        )
+        if whole:
+            caller.finish()
+        elif isinstance(result, Fail):
+            caller.fail(TargetError(result.error.message))
+
+    async def _put_back(self, job: Job, caller: Caller, retry: Retry) -> None:
+        not_before = 0
+        if retry.charged:
+            not_before = self._now_ms() + int(backoff(job.failures + 1, self._random) * 1000)
+        elif retry.busy:
+            self._busy_answers += 1
+            self._busy_until = self._clock.seconds() + busy_wait(self._busy_answers, retry.retry_after)
+        self._log.info("Back to the queue: {cause}", cause=retry.cause.message, job=job.id, model=job.model)
+        charge = retry.cause if retry.charged else None
+        now = await self._written(lambda: self._store.put_back(job, not_before=not_before, charge=charge))
+        if now is not None and now.error is not None:
+            caller.fail(TargetError(now.error.message))
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _finish(self, job: Job, ending: Ending) -> None:
+        """Write the job's end beside whatever comes next; the one writer keeps the order."""
+        self._log.info(
+            "{state}: {code}",
+            state=ending.state.value,
+            code="complete" if ending.error is None else ending.error.code.value,
+            job=job.id,
+            model=job.model,
+        )
+        detach(self._written(lambda: self._store.end(job, ending))).addErrback(
+            lambda failure: self._log.failure("A job's end was not written", failure=failure, job=job.id)
+        )
+
+    async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Make a write, however long the store cannot; no job is taken meanwhile."""
+        try:
+            return await write()
+        except Unwritable as error:
+            self._log.error("The store cannot write, trying again: {error}", error=error)
+        self._unwritten += 1
+        try:
+            while True:
+                await deferLater(self._clock, RETRY_WRITE)
+                with suppress(Unwritable):
+                    return await write()
+        finally:
+            self._unwritten -= 1
+            self.wake()
+
+
+def _load_of(job: Job, errand: Errand) -> Load | None:
+    """What it takes to load the job's runner, None if foreman could not read which."""
+    if errand.inference is None:
+        return None
+    return Load(
+        runner=job.runner,
+        name=job.model,
+        kind=errand.route.kind,
+        fields=errand.inference.load_fields,
+        keep_alive=errand.inference.keep_alive,
+    )
