@@ -1,0 +1,76 @@
+"""What every test is held to: no failure passes unseen in the log, and no timer outlives its test."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import settings
+from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+
+# The same examples on every run: a landing must not depend on luck.  To look for new ones:
+# `pytest --hypothesis-profile=dev`.
+settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci")
+
+
+def _runs_the_reactor(request: pytest.FixtureRequest) -> bool:
+    """Whether the test is a coroutine or a generator that pytest-twisted runs."""
+    function = getattr(request, "function", None)
+    function = getattr(getattr(function, "hypothesis", None), "inner_test", function)
+    return hasattr(function, "_pytest_twisted_mark")
+
+
+@pytest.fixture(autouse=True)
+def logged_errors(request: pytest.FixtureRequest) -> Iterator[list[LogEvent]]:
+    """The failures and critical events logged so far.  Those that a test does not `clear()` fail it."""
+    errors: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        if event.get("log_level") == LogLevel.critical or event.get("log_failure") is not None:
+            errors.append(event)
+
+    globalLogPublisher.addObserver(observe)  # type: ignore[arg-type]
+    yield errors
+    if _runs_the_reactor(request):
+        # A Deferred tells of an unhandled failure when it is collected.
+        gc.collect()
+    globalLogPublisher.removeObserver(observe)  # type: ignore[arg-type]
+    if errors:
+        tracebacks = [f"{formatEvent(error)}\n{_traceback(error)}" for error in errors]
+        pytest.fail("logged and not looked at:\n" + "\n".join(tracebacks), pytrace=False)
+
+
+def _traceback(event: LogEvent) -> str:
+    failure = event.get("log_failure")
+    return "" if failure is None else str(failure.getTraceback())
+
+
+@pytest.fixture(autouse=True)
+def _no_timers_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a DelayedCall on the reactor."""
+    if not _runs_the_reactor(request):
+        yield
+        return
+    from twisted.internet import reactor
+
+    clock: Any = reactor
+    # Functions, not calls: what repeats itself for a whole module makes a new call each time.
+    before = [call.func for call in clock.getDelayedCalls()]
+    yield
+    left = [call for call in clock.getDelayedCalls() if call.func not in before]
+    for _ in range(3):
+        if left:
+            # As trial does: a connection that is being closed may have a turn or two to notice.
+            pytest_twisted.blockon(deferLater(clock, 0))
+            left = [call for call in left if call.active()]
+    names = [str(call) for call in left]
+    for call in left:
+        call.cancel()
+    if left:
+        pytest.fail("timers left on the reactor:\n" + "\n".join(names), pytrace=False)
