@@ -1,0 +1,213 @@
+"""The models a FakeOllama serves: what they are called, how long they take and what they say."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
+from typing import TYPE_CHECKING
+
+from attrs import evolve, field, frozen
+
+if TYPE_CHECKING:
+    from .asks import Ask
+
+NATO = tuple(
+    f" {word}"
+    for word in (
+        "alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec "
+        "romeo sierra tango uniform victor whiskey xray yankee zulu"
+    ).split()
+)
+
+_DEFAULT_PARTS = ("registry.ollama.ai", "library", "", "latest")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*\Z")
+
+
+def full_name(name: str) -> str | None:
+    """`host/namespace/model:tag` in lower case, or None for a name Ollama calls invalid (ollama-wire §6).
+
+    A private equivalent of `foreman.ollama.names.normalise`: the stand-in must not share the mistakes of what it tests.
+    """
+    rest = name.strip().split("://", 1)[-1].removesuffix(":local")
+    host, namespace, _, tag = _DEFAULT_PARTS
+    *places, model = rest.split("/")
+    if ":" in model:
+        model, tag = model.split(":", 1)
+    if len(places) > 2:
+        return None
+    if places:
+        namespace = places[-1]
+    if len(places) == 2:
+        host = places[0]
+    if not (_HOST.match(host) and all(_PART.match(part) for part in (namespace, model, tag))):
+        return None
+    return f"{host}/{namespace}/{model}:{tag}".lower()
+
+
+def short_name(full: str) -> str:
+    """A full name without the parts that are Ollama's defaults, the tag kept."""
+    return full.removeprefix("registry.ollama.ai/").removeprefix("library/")
+
+
+def _with_tag(name: str) -> str:
+    """The name as `/api/tags` lists it."""
+    full = full_name(name)
+    if full is None:
+        raise ValueError(f"{name!r} is no model name")
+    return short_name(full)
+
+
+@frozen(kw_only=True)
+class FakeModel:
+    """One model of the stand-in.
+
+    :ivar name: as listed, `tiny-a:latest`; a missing tag is added.
+    :ivar size: in bytes, on disk and in memory.
+    :ivar load_time: seconds from the start of a load to its end; `prompt_time`: seconds before the first token.
+    :ivar token_rate: tokens a second; `inf` for as fast as the client reads.
+    :ivar words: the tokens of every answer; a `seed` without `temperature: 0` picks some of them.
+    :ivar thinking: tokens said before them, by a model with the capability `thinking`.
+    :ivar answer: makes the tokens from the request instead; called again for each request, may be endless.
+    :ivar blob: what the scheduler tells models apart by: two names with one blob share a runner.
+    """
+
+    name: str = field(converter=_with_tag)
+    size: int = 550_000
+    load_time: float = 0.0
+    prompt_time: float = 0.0
+    token_rate: float = inf
+    capabilities: tuple[str, ...] = ("completion",)
+    words: tuple[str, ...] = NATO
+    thinking: tuple[str, ...] = ()
+    answer: Callable[[Ask], Iterable[str]] | None = None
+    context_length: int = 2048
+    embedding_length: int = 64
+    family: str = "llama"
+    parameter_size: str = "144K"
+    quantization_level: str = "unknown"
+    modified_at: float = 1795222031.525773843
+    blob: str = field()
+
+    @blob.default
+    def _blob_of_name(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """64 hex digits, without `sha256:`; the same for a copy."""
+        return hashlib.sha256(f"manifest {self.blob}".encode()).hexdigest()
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether it does anything but embed."""
+        return set(self.capabilities) != {"embedding"}
+
+    @property
+    def details(self) -> dict[str, object]:
+        """What show, tags and ps say of it; tags adds the lengths."""
+        return {
+            "parent_model": "",
+            "format": "gguf",
+            "family": self.family,
+            "families": [self.family],
+            "parameter_size": self.parameter_size,
+            "quantization_level": self.quantization_level,
+        }
+
+
+def streaming_model(name: str, *, tokens: int, token_bytes: int, token_rate: float = inf) -> FakeModel:
+    """A model whose every answer is `tokens` tokens of `token_bytes` ASCII bytes each, made as they are read.
+
+    The tokens are numbered: Ollama ends an answer that repeats itself.
+    """
+
+    def answer(_: Ask) -> Iterator[str]:
+        for number in range(tokens):
+            yield f" {number:07d}".ljust(token_bytes, "x")[:token_bytes]
+
+    return FakeModel(name=name, answer=answer, token_rate=token_rate)
+
+
+def default_models(**changes: object) -> tuple[FakeModel, ...]:
+    """The models of the recorded traffic, instant unless `changes` (fields of FakeModel) say otherwise."""
+    numbers = tuple(f" {word}" for word in "one two three four five six seven eight nine ten".split())
+    colours = tuple(
+        f" {word}" for word in "red orange yellow green blue indigo violet black white grey pink brown".split()
+    )
+    signs = (
+        " héllo",
+        " 世界",
+        " 🙂",
+        " <b>&amp;</b>",
+        " \u2028",
+        ' "quoted"',
+        " back\\slash",
+        " tab\there",
+        " \xa0nbsp",
+    )
+    models = (
+        FakeModel(name="mid-a", size=68_142_662, parameter_size="34.05M", quantization_level="F16"),
+        FakeModel(name="mid-b", size=68_010_182, parameter_size="33.99M", quantization_level="F16", words=numbers),
+        FakeModel(name="tiny-tools", capabilities=("completion", "tools")),
+        FakeModel(
+            name="tiny-think",
+            capabilities=("completion", "thinking"),
+            thinking=("hmm", " let", " me", " see", " "),
+            answer=lambda ask: ("180", " Tokyo") if ask.think else (" Tokyo",),
+        ),
+        FakeModel(name="tiny-uni", words=signs),
+        FakeModel(name="tiny-rep", words=(" echo",) * 100),
+        FakeModel(name="tiny-d", words=tuple(reversed(NATO))),
+        FakeModel(name="tiny-b", words=numbers),
+        FakeModel(name="tiny-embed", capabilities=("embedding",), family="bert", context_length=512, size=448_598),
+        FakeModel(name="tiny-a"),
+        FakeModel(name="tiny-c", words=colours),
+    )
+    newest = 1795222413.391024297
+    return tuple(
+        evolve(model, **{"modified_at": newest - 60 * place, **changes})  # type: ignore[arg-type]
+        for place, model in enumerate(models)
+    )
+
+
+_SPEC: Mapping[str, tuple[str, Callable[[str], object]]] = {
+    "load": ("load_time", float),
+    "prompt": ("prompt_time", float),
+    "rate": ("token_rate", float),
+    "size": ("size", lambda text: int(float(text))),
+    "capabilities": ("capabilities", lambda text: tuple(text.split("+"))),
+    "words": ("words", lambda text: tuple(f" {word}" for word in text.split("+"))),
+    "context": ("context_length", int),
+}
+
+
+def parse_models(spec: str) -> tuple[FakeModel, ...]:
+    """Models from `name[,key=value]…;name…`.
+
+    Keys: `load`, `prompt` (seconds), `rate` (tokens a second), `size` (bytes), `capabilities` and `words` (joined by
+    `+`), `context`, and `tokens` with `token_bytes` for a model of long answers.  A name of the default set starts
+    from that model; `defaults` stands for all of them.
+
+    :raise ValueError: naming what cannot be read.
+    """
+    known = {model.name: model for model in default_models()}
+    models: dict[str, FakeModel] = {}
+    for entry in filter(None, (part.strip() for part in spec.split(";"))):
+        name, *pairs = (part.strip() for part in entry.split(","))
+        settings = dict(pair.split("=", 1) for pair in pairs)
+        tokens, token_bytes = settings.pop("tokens", None), settings.pop("token_bytes", "8")
+        unknown = settings.keys() - _SPEC.keys()
+        if unknown:
+            raise ValueError(f"{entry!r}: unknown {', '.join(sorted(unknown))}; known: {', '.join(_SPEC)}")
+        changes = {_SPEC[key][0]: _SPEC[key][1](text) for key, text in settings.items()}
+        if name == "defaults":
+            chosen = list(known.values())
+        elif tokens is not None:
+            chosen = [streaming_model(name, tokens=int(tokens), token_bytes=int(token_bytes))]
+        else:
+            chosen = [known.get(_with_tag(name)) or FakeModel(name=name)]
+        models.update({model.name: evolve(model, **changes) for model in chosen})  # type: ignore[arg-type]
+    return tuple(models.values())
