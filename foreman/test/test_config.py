@@ -196,7 +196,7 @@ BAD = {
     "MAX_BODY": ["0", "1GiB", "1.5MiB"],
     "JOB_TTL": ["0", "7"],
     "ARTIFACT_INLINE_MAX": ["-1", "256K"],
-    "WEBHOOK_SECRET": ["whsec_", "whsec_not base64", "whsec_abc"],
+    "WEBHOOK_SECRET": ["whsec_", "whsec_not base64", "whsec_abc", "whsec_c2Vj!cmV0"],
     "WEBHOOK_SECRET_OLD": ["whsec_!", "old"],
     "WEBHOOK_ALLOW": ["10.0.0.1/8", "10.0.0.0/33", "http://x", "*.example", "300.1.1.1"],
     "MODEL_ADMIN": ["true", "1", "ON", "yes"],
