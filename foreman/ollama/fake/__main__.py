@@ -1,13 +1,19 @@
-"""`python -m foreman.ollama.fake`: the stand-in as a process of its own."""
+"""`python -m foreman.ollama.fake`: the stand-in as a process of its own.
+
+It prints its URL on the first line when it listens, and the URL of its control routes on the second.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
+from twisted.web.server import Site
 
+from .control import Control
 from .models import default_models, parse_models
 from .server import FakeOllama
 
@@ -27,7 +33,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-async def _main(reactor: object, argv: list[str]) -> None:
+async def _main(reactor: Any, argv: list[str]) -> None:
     options = _options(argv)
     fake = FakeOllama(
         reactor,
@@ -39,7 +45,8 @@ async def _main(reactor: object, argv: list[str]) -> None:
         gpu=options.gpu,
     )
     await fake.listen(options.port)
-    sys.stdout.write(f"{fake.url}\n")
+    control = reactor.listenTCP(options.control_port, Site(Control(fake).app.resource()), interface="127.0.0.1")
+    sys.stdout.write(f"{fake.url}\nhttp://127.0.0.1:{control.getHost().port}\n")
     sys.stdout.flush()
     await Deferred()  # until a signal
 

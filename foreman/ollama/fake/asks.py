@@ -130,7 +130,7 @@ def find(models: Mapping[str, FakeModel], name: str, missing: str = "model '{}' 
     :raise Refusal: 400 for what is no name, 403 for a cloud model, 404 with `missing` for an unknown one.
     """
     if not name:
-        raise Refusal(missing.format(name), 404)
+        raise Refusal(missing.replace("{}", name), 404)
     full = full_name(name)
     if full is None:
         raise Refusal("invalid model name")
@@ -138,7 +138,7 @@ def find(models: Mapping[str, FakeModel], name: str, missing: str = "model '{}' 
         raise Refusal("ollama cloud is disabled: remote model is unavailable", 403)
     model = models.get(short_name(full))
     if model is None:
-        raise Refusal(missing.format(name), 404)
+        raise Refusal(missing.replace("{}", name), 404)
     return model
 
 
@@ -203,7 +203,7 @@ def chat(models: Mapping[str, FakeModel], body: bytes) -> Ask:
     for message in messages:
         _check_message(message)
     texts = [message_text({key.lower(): value for key, value in message.items()}) for message in messages]
-    return _generation(models, fields, texts, empty=not messages, body=body, does="chat")
+    return generation(models, fields, texts, empty=not messages, body=body, does="chat")
 
 
 def _check_message(message: object) -> None:
@@ -222,10 +222,10 @@ def generate(models: Mapping[str, FakeModel], body: bytes) -> Ask:
     """The ask of a `/api/generate` body."""
     fields = read(body, GENERATE)
     prompt = fields.get("prompt", "")
-    return _generation(models, fields, [prompt], empty=not prompt, body=body, does="generate")
+    return generation(models, fields, [prompt], empty=not prompt, body=body, does="generate")
 
 
-def _generation(
+def generation(
     models: Mapping[str, FakeModel],
     fields: Mapping[str, Any],
     texts: list[str],
@@ -234,6 +234,12 @@ def _generation(
     body: bytes,
     does: str,
 ) -> Ask:
+    """The ask of a generation's fields, under their native names.
+
+    :param texts: the prompt or the messages' texts; `empty`: there are none, so it is a load or unload request.
+    :param does: what it wants of the model, for the complaint that it cannot.
+    :raise Refusal: as Ollama refuses, in its order.
+    """
     alive = keep_alive(fields.get("keep_alive"))
     think = _thinks(fields.get("think"))
     name = fields.get("model", "")

@@ -58,8 +58,7 @@ class Catalogue:
 
     async def tags(self, exchange: Exchange) -> None:
         """`HEAD, GET /api/tags`: the newest first."""
-        models = sorted(self._fake.models.values(), key=lambda model: model.modified_at, reverse=True)
-        body = go_json({"models": [_tag(model) for model in models]})
+        body = go_json({"models": [_tag(model) for model in self._fake.newest_first()]})
         exchange.reply(200, body, _JSON, chunked=exchange.method == b"HEAD")
 
     async def ps(self, exchange: Exchange) -> None:
@@ -86,10 +85,13 @@ class Catalogue:
         name = fields.get("model") or fields.get("name", "")
         if not name:
             raise Refusal("model is required")
-        full = full_name(name)
-        shown = short_name(full) if full else name
-        model = find(self._fake.models, name, "model '" + shown.replace("{", "{{").replace("}", "}}") + "' not found")
+        model = find(self._fake.models, name, not_found(name))
         exchange.reply(200, go_json(_shown(model)), _JSON)
+
+
+def not_found(name: str) -> str:
+    """What show says of a model it does not have: its name in full but for what is usual."""
+    return f"model '{short_name(full_name(name) or name)}' not found"
 
 
 def _tag(model: FakeModel) -> dict[str, Any]:

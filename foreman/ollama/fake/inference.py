@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
@@ -38,6 +38,11 @@ class Inference:
 
     def __init__(self, fake: FakeOllama) -> None:
         self._fake = fake
+
+    def add_routes(self, route: Any) -> None:
+        """Give every route to `route`."""
+        route("/api/chat", self.chat, "POST")
+        route("/api/generate", self.generate, "POST")
 
     async def chat(self, exchange: Exchange) -> None:
         """`POST /api/chat`."""
@@ -206,16 +211,17 @@ class _Stream:
             if piece is None:
                 self._close(self._dialect.closing(self._final()))
                 return
-            data = self._dialect.piece(piece)
-            self._write(data)
-            written += len(data)
+            written += self._write(piece)
             self._due += self._gap
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, piece: Piece, share: float = 1.0) -> int:
+        """One token, or the first `share` of its line.  How many bytes it took."""
         if not self._lines:
             self._begin()
         self._lines += 1
-        self._exchange.write(data)
+        data = self._dialect.piece(piece)
+        self._exchange.write(data if share == 1.0 else data[: int(len(data) * share)])
+        return len(data)
 
     def _begin(self) -> None:
         self._exchange.head(200, self._dialect.stream_headers)
@@ -245,8 +251,7 @@ class _Stream:
         else:
             self._over = True
             if rule.fault is Fault.CUT_MID_LINE:
-                data = self._dialect.piece(next(self._answer, Piece("")))
-                self._write(data[: len(data) // 2])
+                self._write(next(self._answer, Piece("")), share=0.5)
             if rule.fault is not Fault.HANG_MID_STREAM:
                 self._exchange.unregisterProducer()
                 self._exchange.cut()

@@ -149,8 +149,8 @@ def default_models(**changes: object) -> tuple[FakeModel, ...]:
         " \xa0nbsp",
     )
     models = (
-        FakeModel(name="mid-a", size=68_142_662, parameter_size="34.05M", quantization_level="F16"),
-        FakeModel(name="mid-b", size=68_010_182, parameter_size="33.99M", quantization_level="F16", words=numbers),
+        FakeModel(name="mid-b", size=68_010_182, parameter_size="33.99M", embedding_length=512, words=numbers),
+        FakeModel(name="mid-a", size=68_142_662, parameter_size="34.05M", embedding_length=512),
         FakeModel(name="tiny-tools", capabilities=("completion", "tools")),
         FakeModel(
             name="tiny-think",

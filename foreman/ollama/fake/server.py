@@ -12,14 +12,17 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReactorTC
 from twisted.web.http import datetimeToString
 from zope.interface import implementer
 
+from .admin import Admin
 from .catalogue import Catalogue
 from .dialects import DIED
+from .embedding import Embedding
 from .exchange import Channel, Exchange, Front, Record
 from .faults import BEFORE, Fault, Faults
 from .inference import BUSY, Inference, refuse
 from .models import FakeModel, default_models
 from .reading import Refusal
 from .scheduler import Load, Overlap, Scheduler
+from .v1 import V1
 from .writing import nanoseconds, rfc3339
 
 _FROZEN = 1795224078.017214264
@@ -28,6 +31,7 @@ _KEPT = 100_000
 """Records kept; older ones are forgotten."""
 
 Handler = Callable[..., Awaitable[None]]
+Refuser = Callable[[Exchange, Refusal], None]
 
 
 @implementer(IReactorTime)
@@ -131,6 +135,7 @@ class FakeOllama:
         self._asleep = False
         self._date: tuple[int, bytes] = (0, b"")
         self._methods: dict[str, tuple[str, ...]] = {}
+        self._refusers: dict[str, Refuser] = {}
         self._app = Klein()
         self._add_routes()
         self._front = Front(self, self._app.resource(), reactor)
@@ -139,17 +144,17 @@ class FakeOllama:
     # -- routes ------------------------------------------------------------------------------------------------------
 
     def _add_routes(self) -> None:
-        inference, catalogue = Inference(self), Catalogue(self)
-        self._route("/api/chat", inference.chat, "POST")
-        self._route("/api/generate", inference.generate, "POST")
-        catalogue.add_routes(self._route)
+        inference = Inference(self)
+        embedding = Embedding(self, inference)
+        for family in (inference, embedding, V1(self, inference, embedding), Catalogue(self), Admin(self)):
+            family.add_routes(self._route)
 
     def _route(
         self,
         path: str,
         handler: Handler,
         *methods: str,
-        refuse: Callable[[Exchange, Refusal], None] = refuse,
+        refuse: Refuser = refuse,
     ) -> None:
         """Serve `path`; a last segment `<name>` is given to the handler."""
 
@@ -161,6 +166,7 @@ class FakeOllama:
 
         known = self._methods.get(path, ())
         self._methods[path] = tuple(sorted({*known, *methods}))
+        self._refusers[path] = refuse
         self._app.route(path, methods=list(methods), endpoint=f"{path} {methods}")(guarded)
 
     def methods_of(self, path: str) -> tuple[str, ...] | None:
@@ -193,7 +199,7 @@ class FakeOllama:
         exchange.render(self._resource)
 
     def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
-        refuse(exchange, refusal)
+        self._refusers.get(exchange.route_path, refuse)(exchange, refusal)
 
     # -- the wire's times --------------------------------------------------------------------------------------------
 
@@ -215,6 +221,10 @@ class FakeOllama:
         if self._date[0] != now:
             self._date = (now, cast(bytes, datetimeToString(now)))
         return self._date[1]
+
+    def newest_first(self) -> list[FakeModel]:
+        """The models in the order of `/api/tags`."""
+        return sorted(self.models.values(), key=lambda model: model.modified_at, reverse=True)
 
     # -- what tests look at ------------------------------------------------------------------------------------------
 
@@ -252,6 +262,11 @@ class FakeOllama:
     def url(self) -> str:
         """Where it listens, `http://127.0.0.1:port`."""
         return f"http://127.0.0.1:{self._number}"
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it sleeps."""
+        return self._asleep
 
     async def refuse(self, *, cut: bool = True) -> None:
         """Close the listener, and with `cut` every connection: nobody is there.  `listen` undoes it."""

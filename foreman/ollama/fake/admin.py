@@ -1,0 +1,186 @@
+"""The routes that change what is there: pull, push, create, copy, delete, blobs, and the account (ollama-wire §5)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
+
+from .asks import find
+from .exchange import Exchange
+from .models import FakeModel, full_name, short_name
+from .reading import Refusal, Struct, read
+from .writing import go_json
+
+if TYPE_CHECKING:
+    from .server import FakeOllama
+
+_JSON = b"application/json; charset=utf-8"
+_NAMED = {"model": "string", "name": "string", "insecure": "bool", "stream": "bool"}
+_PULL = Struct("api", "PullRequest", _NAMED)
+_PUSH = Struct("api", "PushRequest", _NAMED)
+_DELETE = Struct("api", "DeleteRequest", _NAMED)
+_COPY = Struct("api", "CopyRequest", {"source": "string", "destination": "string"})
+_CREATE = Struct(
+    "api",
+    "CreateRequest",
+    {
+        **_NAMED,
+        "from": "string",
+        "files": "map[string]string",
+        "template": "string",
+        "system": "string",
+        "parameters": "map[string]interface {}",
+        "quantize": "string",
+    },
+)
+_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})\Z")
+_STEPS = 4
+
+
+class Admin:
+    """The routes that change the list of models."""
+
+    def __init__(self, fake: FakeOllama) -> None:
+        self._fake = fake
+
+    def add_routes(self, route: Any) -> None:
+        """Give every route to `route`."""
+        route("/api/pull", self.pull, "POST")
+        route("/api/push", self.push, "POST")
+        route("/api/create", self.create, "POST")
+        route("/api/copy", self.copy, "POST")
+        route("/api/delete", self.delete, "DELETE")
+        route("/api/blobs/<name>", self.has_blob, "HEAD")
+        route("/api/blobs/<name>", self.put_blob, "POST")
+        route("/api/me", self.me, "POST")
+
+    def _progress(self, exchange: Exchange, fields: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+        """A streamed progress, or only its last line."""
+        if fields.get("stream", True):
+            exchange.head(200, ((b"Content-Type", b"application/x-ndjson"),))
+            for line in lines:
+                exchange.write(go_json(line) + b"\n")
+            exchange.finish()
+        else:
+            exchange.reply(500 if "error" in lines[-1] else 200, go_json(lines[-1]), _JSON)
+
+    def _named(self, fields: dict[str, Any]) -> str:
+        """The listed name of a model that need not exist yet."""
+        full = full_name(fields.get("model") or fields.get("name", ""))
+        if full is None:
+            raise Refusal("invalid model name")
+        return short_name(full)
+
+    async def pull(self, exchange: Exchange) -> None:
+        """`POST /api/pull`: what is there already, and what the registry has."""
+        fields = read(exchange.body, _PULL)
+        name = self._named(fields)
+        self._progress(exchange, fields, self._pulled(name))
+
+    def _pulled(self, name: str) -> list[dict[str, Any]]:
+        manifest: dict[str, Any] = {"status": "pulling manifest"}
+        model = self._fake.models.get(name) or self._fake.pullable.get(name)
+        if model is None:
+            return [manifest, {"error": "pull model manifest: file does not exist"}]
+        steps = [model.size * step // _STEPS for step in range(1, _STEPS + 1)]
+        layer = {"status": f"pulling {model.blob[:12]}", "digest": f"sha256:{model.blob}", "total": model.size}
+        self._fake.models[name] = model
+        return [
+            manifest,
+            layer,
+            *({**layer, "completed": step} for step in steps),
+            {"status": "verifying sha256 digest"},
+            {"status": "writing manifest"},
+            {"status": "success"},
+        ]
+
+    async def push(self, exchange: Exchange) -> None:
+        """`POST /api/push`."""
+        fields = read(exchange.body, _PUSH)
+        name = fields.get("model") or fields.get("name", "")
+        if not name:
+            raise Refusal("model is required")
+        find(self._fake.models, name)
+        steps = ("retrieving manifest", "pushing manifest", "success")
+        self._progress(exchange, fields, [{"status": step} for step in steps])
+
+    async def create(self, exchange: Exchange) -> None:
+        """`POST /api/create`: from a model that is there, or from blobs."""
+        fields = read(exchange.body, _CREATE)
+        name = self._named(fields)
+        lines: list[dict[str, Any]] = []
+        if source := fields.get("from"):
+            full = full_name(source)
+            model = self._fake.models.get(short_name(full)) if full else None
+            if model is None:
+                lines = self._pulled(short_name(full or source))
+                model = self._fake.models.get(short_name(full or source))
+            if model is None:
+                self._progress(exchange, fields, lines)
+                return
+            model = evolve(model, name=name)
+        elif files := fields.get("files"):
+            blob = str(next(iter(files.values()))).removeprefix("sha256:")
+            model = FakeModel(name=name, blob=blob)
+        else:
+            raise Refusal("neither 'from' or 'files' was specified")
+        self._add(name, model)
+        layer = {"status": f"using existing layer sha256:{model.blob}"}
+        self._progress(exchange, fields, [*lines, layer, {"status": "writing manifest"}, {"status": "success"}])
+
+    def _add(self, name: str, model: FakeModel) -> None:
+        self._fake.models[name] = evolve(model, name=name, modified_at=self._fake.clock.seconds())
+
+    async def copy(self, exchange: Exchange) -> None:
+        """`POST /api/copy`: the copy shares the blob, and so the runner."""
+        fields = read(exchange.body, _COPY)
+        source, destination = fields.get("source", ""), fields.get("destination", "")
+        for name in (source, destination):
+            if full_name(name) is None:
+                kind = "source" if name == source else "destination"
+                raise Refusal(f'{kind} "{name}" is invalid')
+        model = find(self._fake.models, source, 'model "{}" not found')
+        self._add(self._named({"model": destination}), model)
+        exchange.reply(200)
+
+    async def delete(self, exchange: Exchange) -> None:
+        """`DELETE /api/delete`: a runner stays until it expires."""
+        fields = read(exchange.body, _DELETE)
+        model = find(self._fake.models, fields.get("model") or fields.get("name", ""))
+        del self._fake.models[model.name]
+        exchange.reply(200)
+
+    async def has_blob(self, exchange: Exchange, name: str) -> None:
+        """`HEAD /api/blobs/sha256:…`."""
+        digest = _digest(name)
+        if digest not in self._fake.blobs and all(model.blob != digest for model in self._fake.models.values()):
+            path = f"blobs/sha256-{digest}"
+            raise Refusal(f'blob "{path}" not found', 404)
+        exchange.reply(200)
+
+    async def put_blob(self, exchange: Exchange, name: str) -> None:
+        """`POST /api/blobs/sha256:…`."""
+        digest = _digest(name)
+        if digest in self._fake.blobs:
+            exchange.reply(200)
+            return
+        content: Any = exchange.content
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != digest:
+            raise Refusal(f'digest mismatch, expected "sha256:{digest}", got "sha256:{found}"')
+        self._fake.blobs.add(digest)
+        exchange.reply(201)
+
+    async def me(self, exchange: Exchange) -> None:
+        """`POST /api/me`: nobody is signed in."""
+        exchange.reply(401, go_json({"error": "unauthorized", "signin_url": "https://ollama.com/connect"}), _JSON)
+
+
+def _digest(name: str) -> str:
+    found = _DIGEST.match(name)
+    if found is None:
+        raise Refusal("invalid digest format")
+    return found[1]
