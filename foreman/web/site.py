@@ -1,0 +1,243 @@
+"""The front door: who may come in (`Gate`), how much they may bring, and which face answers (`Root`).
+
+A request meets the gate when its head is complete, before its body is read: nobody fills the disk or the memory
+without the token.  Paths of foreman's own go to Klein; all others go to the native face, never through Klein, which
+decodes, redirects and merges slashes, whereas Ollama's routes are matched on the path as it came.
+"""
+
+from __future__ import annotations
+
+import hmac
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+from attrs import frozen
+from twisted.internet.interfaces import ITCPTransport
+from twisted.web import server
+from twisted.web.http import HTTPChannel
+from twisted.web.http import Request as HTTPRequest
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from foreman.config import Configuration
+from foreman.web import cors
+from foreman.web.body import IN_MEMORY, Bodies, Request
+from foreman.web.errors import BadRequest, Denied, Unauthorized, respond_error
+
+__all__ = ["Gate", "Request", "Site", "make_site"]
+
+IDLE_TIMEOUT = 600.0
+"""Seconds of silence between requests, or within a body.  Ollama has no such limit, and clients pool connections."""
+
+HEAD_TIMEOUT = 60.0
+"""Seconds from the first byte of a request's head to its last."""
+
+BODIES_AT_ONCE = 16
+"""The bodies of all requests together may be as large as this many of the largest."""
+
+_OPEN_PATHS = (b"/healthz", b"/readyz")
+_OWN_PATHS = (*_OPEN_PATHS, b"/metrics", b"/queue", b"/jobs")
+_OWN_BELOW = (b"/queue/", b"/jobs/")
+
+
+class Face(Protocol):
+    """What answers requests: a Klein resource, or the native face."""
+
+    def render(self, request: Request) -> Any:
+        """Answer the request, now or later; NOT_DONE_YET."""
+
+
+@frozen(kw_only=True)
+class Gate:
+    """Whether a request may come in.
+
+    :ivar token: what callers must bring, empty for nothing.
+    :ivar origins: browser origins allowed beside Ollama's own defaults.
+    :ivar loopback: foreman listens on a loopback address only.
+    """
+
+    token: bytes
+    origins: tuple[str, ...]
+    loopback: bool
+
+    def admit(self, request: Request) -> None:
+        """Judge a request by its head, and note on it what its answer needs.
+
+        In the order of Ollama's: origin, preflight, host; then the token.
+
+        :raise BadRequest: the request target or the `Host` header is malformed.
+        :raise Denied: its page or its `Host` may not talk to us.
+        :raise Unauthorized: the token is missing or wrong.
+        """
+        host = self._host(request)
+        request.authenticated = not self.token or self._has_token(request)
+        origin = (request.requestHeaders.getRawHeaders(b"origin") or [b""])[0].decode("latin-1")
+        if origin and not cors.same_origin(origin, host):
+            if not cors.allowed(origin, host, self.origins):
+                raise Denied("this origin is not allowed")
+            if request.method == b"OPTIONS":
+                request.preflight = True
+                request.cors_headers = cors.preflight_headers(origin, self.origins)
+                return
+            request.cors_headers = cors.answer_headers(origin, self.origins)
+        if self.loopback and not self.token and not cors.host_ok(host):
+            raise Denied("this host is not ours")
+        if not request.authenticated and request.path not in _OPEN_PATHS:
+            raise Unauthorized("the token is missing or wrong")
+
+    def _host(self, request: Request) -> str:
+        if not request.path.startswith(b"/") and (request.method, request.path) != (b"OPTIONS", b"*"):
+            raise BadRequest("malformed request target")
+        hosts = request.requestHeaders.getRawHeaders(b"host") or []
+        if len(hosts) > 1 or (not hosts and request.clientproto != b"HTTP/1.0"):
+            raise BadRequest("there must be exactly one Host header")
+        return hosts[0].decode("latin-1") if hosts else ""
+
+    def _has_token(self, request: Request) -> bool:
+        given = request.requestHeaders.getRawHeaders(b"x-api-key") or []
+        for header in request.requestHeaders.getRawHeaders(b"authorization") or []:
+            scheme, _, credentials = header.partition(b" ")
+            if scheme.lower() == b"bearer":
+                given = [*given, credentials.strip()]
+        return any(hmac.compare_digest(one, self.token) for one in given)
+
+
+class Root(Resource):
+    """The one resource: hands each request to its face."""
+
+    isLeaf = True
+
+    def __init__(self, *, native: Face, own: Face) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._native = native
+        self._own = own
+
+    def render(self, request: Request) -> int:
+        """Answer the request, or have it answered."""
+        path = request.path
+        if request.preflight:
+            request.setResponseCode(204)
+            request.finish()
+        elif path == b"*":  # OPTIONS *, a ping
+            request.responseHeaders.setRawHeaders(b"content-length", [b"0"])
+            request.finish()
+        elif path in _OWN_PATHS or path.startswith(_OWN_BELOW):
+            if self._own.render(request) is not NOT_DONE_YET:
+                # Klein's word for a path it cannot decode.
+                respond_error(request, BadRequest("the path is not UTF-8"))
+        else:
+            self._native.render(request)
+        return NOT_DONE_YET
+
+
+class Channel(HTTPChannel):
+    """One connection: Twisted's, with TCP keepalive, a bound on slow heads, and no HTTP/2."""
+
+    site: Site
+    totalHeadersSize = MAX_LENGTH = 65536  # noqa: N815 - Twisted's names; browsers send a host's cookies to all its ports
+    _in_head = False
+
+    def connectionMade(self) -> None:
+        """Have the system notice within minutes that a client has vanished; its job may wait for hours."""
+        super().connectionMade()  # type: ignore[no-untyped-call]
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpKeepAlive(True)
+            handle = self.transport.getHandle()  # type: ignore[attr-defined]
+            for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 8)):
+                if isinstance(handle, socket.socket) and hasattr(socket, option):  # not under TLS, not everywhere
+                    handle.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take in bytes; those of a head do not put off its end."""
+        if self.line_mode and not self._in_head:
+            self._in_head = True
+            self.setTimeout(HEAD_TIMEOUT)  # type: ignore[no-untyped-call]
+        super().dataReceived(data)  # type: ignore[no-untyped-call]
+
+    def resetTimeout(self) -> None:  # noqa: N802
+        """Something came: start the silence anew, except within a head."""
+        if not self._in_head:
+            super().resetTimeout()  # type: ignore[no-untyped-call]
+
+    def headerReceived(self, line: bytes) -> bool:  # noqa: N802
+        """Take in one header; whether it is well-formed."""
+        try:
+            return bool(super().headerReceived(line))  # type: ignore[no-untyped-call]
+        except ValueError:  # a Content-Length of thousands of digits
+            self._respondToBadRequestAndDisconnect()  # type: ignore[no-untyped-call]
+            return False
+
+    def allHeadersReceived(self) -> None:  # noqa: N802
+        """The head is complete."""
+        self._in_head = False
+        self.setTimeout(IDLE_TIMEOUT)  # type: ignore[no-untyped-call]
+        self.requests[-1].head_received(self._command, self._path, self._version)
+        super().allHeadersReceived()  # type: ignore[no-untyped-call]
+
+    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802
+        """Say why before closing."""
+        self._respondToBadRequestAndDisconnect()  # type: ignore[no-untyped-call]
+
+
+class Site(server.Site):
+    """All connections.
+
+    :ivar bodies: how much is held of all request bodies.
+    """
+
+    protocol = Channel  # type: ignore[assignment]
+
+    def __init__(
+        self, root: Root, *, gate: Gate, bodies: Bodies, limit_for: Callable[[bytes, bytes], int | None], reactor: Any
+    ) -> None:
+        super().__init__(root, Request, timeout=IDLE_TIMEOUT, reactor=reactor)  # type: ignore[no-untyped-call]
+        self.bodies = bodies
+        self._gate = gate
+        self._limit_for = limit_for
+
+    def admit(self, request: Request) -> int | None:
+        """Let a request in by its head; gives the largest body it may have in bytes, None for any.
+
+        :raise WebError: it may not come in.
+        """
+        self._gate.admit(request)
+        return self._limit_for(request.method, request.path) if request.authenticated else IN_MEMORY
+
+    def startFactory(self) -> None:  # noqa: N802
+        """Nothing: Twisted's opens its own access log and a clock for it."""
+
+    def stopFactory(self) -> None:  # noqa: N802
+        """Nothing, likewise."""
+
+    def log(self, request: HTTPRequest) -> None:
+        """Nothing: the request logs itself, without its query."""
+
+    def acceptableProtocols(self) -> list[bytes]:  # noqa: N802
+        """HTTP/1.1 alone, as Ollama, also under TLS."""
+        return [b"http/1.1"]
+
+
+def make_site(*, native: Face, own: Face, config: Configuration, reactor: Any) -> Site:
+    """The HTTP server, ready to listen.
+
+    :param native: answers every path that is not foreman's own.
+    :param own: Klein's resource for foreman's own paths, its error handlers installed.
+    """
+
+    def limit_for(method: bytes, path: bytes) -> int | None:
+        upload = method == b"POST" and unquote_to_bytes(path).startswith(b"/api/blobs/")
+        return None if upload and config.model_admin else config.max_body
+
+    return Site(
+        Root(native=native, own=own),
+        gate=Gate(
+            token=b"" if config.token is None else config.token.reveal().encode(),
+            origins=config.origins,
+            loopback=config.addr.loopback,
+        ),
+        bodies=Bodies(config.max_body * BODIES_AT_ONCE),
+        limit_for=limit_for,
+        reactor=reactor,
+    )
