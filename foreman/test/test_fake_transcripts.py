@@ -1,5 +1,7 @@
 """FakeOllama held against the recorded traffic of a real Ollama 0.32.15 (`data/`, one exchange a file)."""
 
+# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+# Neither Twisted's endpoints nor pytest-twisted are typed.
 from __future__ import annotations
 
 import json
@@ -18,15 +20,16 @@ from foreman.ollama.fake import FakeOllama
 DATA = Path(__file__).parent / "data"
 NAMES = sorted(path.stem for path in DATA.glob("*.json"))
 NOT_ONE_EXCHANGE = {"two-slots"}
-PRELUDES = {
+PRELUDES: dict[str, list[str]] = {
     # What had happened at the recording before the exchange, as far as its answer tells.
-    "ps-empty": [("POST", "/api/generate", '{"model":"tiny-a","keep_alive":-1}'), "unload-all-a"],
+    "ps-empty": ["generate-load-keep-forever", "unload-all-a"],
     "ps-forever": ["generate-load-keep-forever"],
     "ps-one": ["chat-plain-tiny-rep"],
     "delete": ["copy"],
 }
 VOLATILE = {
-    "created_at", "created", "completed_at", "modified_at", "expires_at", "digest", "size", "id", "item_id", "request_id",
+    "created_at", "created", "completed_at", "modified_at", "expires_at", "digest", "size",
+    "id", "item_id", "request_id",
     "total_duration", "load_duration", "prompt_eval_duration", "eval_duration",
     "eval_count", "prompt_eval_count", "prompt_tokens", "total_tokens", "input_tokens",
     "logprob", "parameter_size", "quantization_level",
@@ -59,9 +62,9 @@ async def ask(port: int, method: str, path: str, body: str | None, headers: dict
     reader.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)  # type: ignore[union-attr]
     head, _, rest = (await reader.closed).partition(b"\r\n\r\n")
     status, *pairs = head.decode().split("\r\n")
-    answer = {"status": int(status.split()[1]), "reason": status.split(" ", 2)[2]}
+    answer: dict[str, Any] = {"status": int(status.split()[1]), "reason": status.split(" ", 2)[2]}
     answer["headers"] = [pair.split(": ", 1) for pair in pairs if pair != "Connection: close"]
-    names = {name: value for name, value in answer["headers"]}
+    names = dict(answer["headers"])
     chunks = []
     if names.get("Transfer-Encoding") == "chunked":
         answer["framing"] = "chunked"
@@ -78,6 +81,7 @@ async def ask(port: int, method: str, path: str, body: str | None, headers: dict
 
 
 def recorded(name: str) -> dict[str, Any]:
+    """One recorded exchange."""
     return json.loads((DATA / f"{name}.json").read_text())  # type: ignore[no-any-return]
 
 
@@ -90,7 +94,7 @@ def documents(chunk: str) -> list[Any]:
 
 
 def shape(value: Any, key: str = "") -> Any:
-    """A value with what is volatile replaced by its type; objects as lists of pairs, so that the order of keys counts."""
+    """A value, what is volatile replaced by its type; objects as lists of pairs: the order of keys counts."""
     if isinstance(value, dict):
         return [(name, shape(item, name)) for name, item in value.items()]
     if isinstance(value, list) and key in LONG:
@@ -129,6 +133,7 @@ def without_texts(pairs: Any, keys: set[str]) -> Any:
 
 
 def comparable(answer: dict[str, Any], *, loosely: bool) -> dict[str, Any]:
+    """What must be the same in two answers; `loosely` when they describe different models."""
     chunks = [[shape(document) for document in documents(chunk)] for chunk in answer["chunks"]]
     return {
         "status": answer["status"],
@@ -146,16 +151,13 @@ def comparable(answer: dict[str, Any], *, loosely: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_ONE_EXCHANGE])
 @pytest_twisted.ensureDeferred
 async def test_answers_as_recorded(name: str) -> None:
-    """What a client of Ollama gets from the stand-in is what it got from Ollama: status, headers, framing, shapes, texts."""
+    """What a client gets from the stand-in is what it got from Ollama: status, headers, framing, shapes, texts."""
     fake = FakeOllama(reactor)
     port = await fake.listen()
     try:
         for step in PRELUDES.get(name, []):
-            if isinstance(step, str):
-                request = recorded(step)["request"]
-                await ask(port, request["method"], request["path"], request["body"], {})
-            else:
-                await ask(port, *step, {})
+            request = recorded(step)["request"]
+            await ask(port, request["method"], request["path"], request["body"], {})
         exchange = recorded(name)
         request = exchange["request"]
         got = await ask(port, request["method"], request["path"], request["body"], request["headers"])

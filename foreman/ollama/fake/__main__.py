@@ -3,6 +3,8 @@
 It prints its URL on the first line when it listens, and the URL of its control routes on the second.
 """
 
+# mypy: disallow-untyped-calls=False
+# Twisted's HTTP classes are hardly typed.
 from __future__ import annotations
 
 import argparse

@@ -10,7 +10,7 @@ from attrs import evolve
 
 from .asks import find
 from .exchange import Exchange
-from .models import FakeModel, full_name, short_name
+from .models import FakeModel, listed_name
 from .reading import Refusal, Struct, read
 from .writing import go_json
 
@@ -69,10 +69,10 @@ class Admin:
 
     def _named(self, fields: dict[str, Any]) -> str:
         """The listed name of a model that need not exist yet."""
-        full = full_name(fields.get("model") or fields.get("name", ""))
-        if full is None:
+        name = listed_name(fields.get("model") or fields.get("name", ""))
+        if name is None:
             raise Refusal("invalid model name")
-        return short_name(full)
+        return name
 
     async def pull(self, exchange: Exchange) -> None:
         """`POST /api/pull`: what is there already, and what the registry has."""
@@ -113,11 +113,10 @@ class Admin:
         name = self._named(fields)
         lines: list[dict[str, Any]] = []
         if source := fields.get("from"):
-            full = full_name(source)
-            model = self._fake.models.get(short_name(full)) if full else None
-            if model is None:
-                lines = self._pulled(short_name(full or source))
-                model = self._fake.models.get(short_name(full or source))
+            wanted = listed_name(source) or source
+            if wanted not in self._fake.models:
+                lines = self._pulled(wanted)
+            model = self._fake.models.get(wanted)
             if model is None:
                 self._progress(exchange, fields, lines)
                 return
@@ -139,7 +138,7 @@ class Admin:
         fields = read(exchange.body, _COPY)
         source, destination = fields.get("source", ""), fields.get("destination", "")
         for name in (source, destination):
-            if full_name(name) is None:
+            if listed_name(name) is None:
                 kind = "source" if name == source else "destination"
                 raise Refusal(f'{kind} "{name}" is invalid')
         model = find(self._fake.models, source, 'model "{}" not found')

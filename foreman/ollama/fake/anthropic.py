@@ -1,5 +1,6 @@
 """`/v1/messages` and Anthropic's error shape, as Ollama speaks them (ollama-wire §3, recorded traffic)."""
 
+# ruff: noqa: D102 - the methods are those of a Dialect, told there
 from __future__ import annotations
 
 import hashlib
@@ -7,7 +8,7 @@ from typing import Any
 
 from .answers import Final, Piece
 from .asks import Ask
-from .dialects import call_id
+from .dialects import Headers, call_id
 from .exchange import Exchange
 from .openai import JSON, said
 from .reading import Refusal
@@ -52,8 +53,8 @@ def _event(kind: str, **fields: object) -> bytes:
 class Message:
     """`/v1/messages`: each run of thinking, text or tool use is a block of its own."""
 
-    stream_headers = EVENTS
-    whole_headers = JSON
+    stream_headers: Headers = EVENTS
+    whole_headers: Headers = JSON
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask

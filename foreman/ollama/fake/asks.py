@@ -9,7 +9,9 @@ from typing import Any
 import orjson
 from attrs import frozen
 
-from .models import FakeModel, full_name, short_name
+from foreman.ollama.names import is_cloud
+
+from .models import FakeModel, listed_name
 from .reading import Refusal, Struct, keep_alive, read
 from .scheduler import Settings
 
@@ -119,9 +121,9 @@ class Glance:
             return cls()
         if not isinstance(fields, dict):
             return cls()
-        full = full_name(str(fields.get("model") or ""))
+        name = fields.get("model")
         load = not any(fields.get(key) for key in ("prompt", "messages", "input"))
-        return cls(short_name(full) if full else "", load)
+        return cls(listed_name(name) or "" if isinstance(name, str) else "", load)
 
 
 def find(models: Mapping[str, FakeModel], name: str, missing: str = "model '{}' not found") -> FakeModel:
@@ -131,12 +133,12 @@ def find(models: Mapping[str, FakeModel], name: str, missing: str = "model '{}' 
     """
     if not name:
         raise Refusal(missing.replace("{}", name), 404)
-    full = full_name(name)
-    if full is None:
+    listed = listed_name(name)
+    if listed is None:
         raise Refusal("invalid model name")
-    if full.endswith((":cloud", "-cloud")):
+    if is_cloud(name):
         raise Refusal("ollama cloud is disabled: remote model is unavailable", 403)
-    model = models.get(short_name(full))
+    model = models.get(listed)
     if model is None:
         raise Refusal(missing.replace("{}", name), 404)
     return model
@@ -252,7 +254,7 @@ def generation(
         raise Refusal(f'"{name}" does not support thinking')
     tools = tuple(fields.get("tools", ()))
     if tools and "tools" not in model.capabilities:
-        raise Refusal(f"{full_name(model.name)} does not support tools")
+        raise Refusal(f"{_full_name(model)} does not support tools")
     options = fields.get("options", {})
     limit = options.get("num_predict")
     return Ask(
@@ -273,6 +275,12 @@ def generation(
         limit=int(limit) if limit is not None and limit > 0 else None,
         key=hashlib.sha256(body).hexdigest(),
     )
+
+
+def _full_name(model: FakeModel) -> str:
+    """The name with the parts that are usually left out."""
+    usual = ("registry.ollama.ai", "library")
+    return "/".join((*usual[: max(0, 2 - model.name.count("/"))], model.name))
 
 
 def check_format(ask: Ask) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .asks import find
 from .exchange import Exchange
-from .models import FakeModel, full_name, short_name
+from .models import FakeModel, listed_name
 from .reading import Refusal, Struct, read
 from .writing import go_float, go_json, rfc3339
 
@@ -91,7 +91,7 @@ class Catalogue:
 
 def not_found(name: str) -> str:
     """What show says of a model it does not have: its name in full but for what is usual."""
-    return f"model '{short_name(full_name(name) or name)}' not found"
+    return f"model '{listed_name(name) or name}' not found"
 
 
 def _tag(model: FakeModel) -> dict[str, Any]:

@@ -4,6 +4,8 @@
 cleared); `DELETE /_fake/faults`; `POST /_fake/sleep`, `/_fake/wake`, `/_fake/refuse`, `/_fake/accept`, `/_fake/cut`.
 """
 
+# mypy: disallow-untyped-calls=False
+# Twisted's HTTP classes are hardly typed.
 from __future__ import annotations
 
 import json
@@ -78,13 +80,13 @@ class Control:
 
     def state(self, request: IRequest) -> bytes:
         """What has happened so far; `?requests=0` leaves the requests out."""
-        args: dict[bytes, list[bytes]] = request.args  # type: ignore[attr-defined]
+        args: dict[bytes, list[bytes]] = request.args
         return self._json(request, state(self._fake, requests=args.get(b"requests") != [b"0"]))
 
     def plan(self, request: IRequest) -> bytes:
         """Plan a fault."""
         try:
-            wanted = json.loads(request.content.read())  # type: ignore[attr-defined]
+            wanted = json.loads(request.content.read())
             rule = Rule(**{**wanted, "fault": Fault(wanted["fault"])})
         except (ValueError, KeyError, TypeError) as error:
             request.setResponseCode(400)

@@ -11,6 +11,8 @@ from .answers import Final, Piece, log_probabilities
 from .asks import Ask
 from .writing import go_json
 
+Headers = tuple[tuple[bytes, bytes], ...]
+
 DIED = "an error was encountered while running the model: unexpected EOF"
 
 
@@ -20,8 +22,8 @@ class Dialect(Protocol):
     :ivar stream_headers: and `whole_headers`: of a streamed and of a whole answer.
     """
 
-    stream_headers: tuple[tuple[bytes, bytes], ...]
-    whole_headers: tuple[tuple[bytes, bytes], ...]
+    stream_headers: Headers
+    whole_headers: Headers
 
     def opening(self) -> list[bytes]:
         """What comes with the first piece, before it."""
@@ -61,8 +63,8 @@ def native_call(ask: Ask, call: Mapping[str, Any]) -> dict[str, Any]:
 class _Native:
     """What chat and generate have in common."""
 
-    stream_headers = NDJSON
-    whole_headers = JSON
+    stream_headers: Headers = NDJSON
+    whole_headers: Headers = JSON
 
     def __init__(self, ask: Ask, stamp: Callable[[], str]) -> None:
         """`stamp` gives `created_at`."""

@@ -1,8 +1,11 @@
-"""One request and its answer as Go's HTTP server would have it: reading, records, framing, and what never reaches a route.
+"""One request and its answer as Go's HTTP server has them: records, framing, and what never reaches a route.
 
 Source: ollama-wire §1 (router), §2 (headers, hosts, origins).
 """
 
+# ruff: noqa: D102 - what Twisted calls is told there
+# mypy: disallow-untyped-calls=False
+# Twisted's HTTP classes are hardly typed.
 from __future__ import annotations
 
 import ipaddress
@@ -33,15 +36,21 @@ _ORIGINS = (
         for host in ("localhost", "127.0.0.1", "0.0.0.0")  # noqa: S104 - an origin, not an address to bind
         for port in ("", ":*")
     ),
-    *("app://*", "file://*", "tauri://*", "vscode-webview://*", "vscode-file://*"),
+    "app://*",
+    "file://*",
+    "tauri://*",
+    "vscode-webview://*",
+    "vscode-file://*",
 )
 _PREFLIGHT = (
     (
         b"Access-Control-Allow-Headers",
-        b"Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,X-Stainless-Async,"
-        b"X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,X-Stainless-Os,"
-        b"X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,X-Stainless-Runtime,"
-        b"X-Stainless-Runtime-Version,X-Stainless-Timeout",
+        (
+            b"Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,X-Stainless-Async,"
+            b"X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,X-Stainless-Os,"
+            b"X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,X-Stainless-Runtime,"
+            b"X-Stainless-Runtime-Version,X-Stainless-Timeout"
+        ),
     ),
     (b"Access-Control-Allow-Methods", b"GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"),
 )
@@ -83,12 +92,30 @@ class Channel(HTTPChannel):
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        self.fake = self.factory.fake  # type: ignore[attr-defined]
+        self.fake = self.factory.fake
         self.fake.connections.add(self)
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         self.fake.connections.discard(self)
         super().connectionLost(reason)
+
+    def freeze(self) -> None:
+        """Read and write nothing."""
+        self._tcp.stopReading()
+        self._tcp.stopWriting()
+
+    def thaw(self) -> None:
+        """Go on reading and writing."""
+        self._tcp.startReading()
+        self._tcp.startWriting()
+
+    def abort(self) -> None:
+        """Close at once, whatever is on its way."""
+        self._tcp.abortConnection()
+
+    @property
+    def _tcp(self) -> Any:
+        return self.transport
 
 
 class Exchange(Request):
@@ -103,8 +130,9 @@ class Exchange(Request):
     route_path: str = ""
 
     def process(self) -> None:
-        self.site = self.channel.site
-        self.fake = self.channel.fake
+        channel: Any = self.channel
+        self.site = channel.site
+        self.fake = channel.fake
         address = self.client
         headers = {
             name.decode("latin-1").lower(): values[-1].decode("latin-1")
@@ -116,12 +144,16 @@ class Exchange(Request):
             self.method.decode("latin-1"),
             self.route_path,
             headers,
-            b"" if self.route_path.startswith("/api/blobs/") else self.content.read(),
+            b"" if self.route_path.startswith("/api/blobs/") else self._content(),
             self.fake.clock.seconds(),
         )
         self.fake.requests.append(self.record)
         if not self._answered_early(headers):
             self.fake.serve(self)
+
+    def _content(self) -> bytes:
+        content: Any = self.content
+        return bytes(content.read())
 
     @property
     def body(self) -> bytes:
@@ -249,10 +281,10 @@ class Front(Site):
     """The factory of the stand-in's connections: no Server header, no time limits, no access log."""
 
     protocol = Channel  # type: ignore[assignment]
-    requestFactory = Exchange
+    requestFactory = Exchange  # noqa: N815 - the name is Twisted's
 
     def __init__(self, fake: FakeOllama, resource: Any, reactor: Any) -> None:
-        super().__init__(resource, timeout=None, reactor=reactor)  # type: ignore[arg-type]
+        super().__init__(resource, timeout=None, reactor=reactor)
         self.fake = fake
 
     def log(self, request: object) -> None:

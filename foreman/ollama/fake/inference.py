@@ -3,6 +3,8 @@
 The handlers are Klein's, which cancels them when the client leaves: that is how everything here learns of it.
 """
 
+# mypy: disallow-untyped-calls=False
+# Twisted's HTTP classes are hardly typed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from .server import FakeOllama
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
+_LATE = 1.0
+"""Seconds of lateness that are not made up for by a burst: it slept, or the client did."""
 _BURST = 64 * 1024
 """Bytes written before the reactor gets its turn, when nothing else sets the pace."""
 
@@ -104,7 +108,7 @@ class Inference:
                     )
 
                 if ask.stream:
-                    await _Stream(self._fake, exchange, dialect, answer, final, ask.model.token_rate).ended
+                    await _Stream(self._fake, exchange, dialect, answer, final=final, rate=ask.model.token_rate).ended
                 else:
                     await self._whole(exchange, ask, dialect, answer, final)
             finally:
@@ -133,7 +137,7 @@ class Inference:
     async def pause(self, seconds: float) -> None:
         """Let time pass on the stand-in's clock."""
         if seconds > 0:
-            await deferLater(self._fake.clock, seconds)  # type: ignore[arg-type]
+            await deferLater(self._fake.clock, seconds)
 
     @contextmanager
     def _counted(self, ask: Ask) -> Iterator[None]:
@@ -160,6 +164,7 @@ class _Stream:
         exchange: Exchange,
         dialect: Dialect,
         answer: Answer,
+        *,
         final: Callable[[], Final],
         rate: float,
     ) -> None:
@@ -183,7 +188,6 @@ class _Stream:
 
     def resumeProducing(self) -> None:
         self._paused = False
-        self._due = max(self._due, self._clock.seconds())  # no burst to make up for the pause
         if self._call is None and not self._over:
             self._call = self._clock.callLater(0, self._run)
 
@@ -201,7 +205,10 @@ class _Stream:
         self._call = None
         written = 0
         while not (self._paused or self._over):
-            wait = self._due - self._clock.seconds() if self._gap else 0.0
+            now = self._clock.seconds()
+            if now - self._due > _LATE:
+                self._due = now
+            wait = self._due - now if self._gap else 0.0
             if wait > 1e-6 or written > _BURST:
                 self._call = self._clock.callLater(max(0.0, wait), self._run)
                 return

@@ -3,61 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
+from foreman.ollama.names import is_valid, normalise
+
 if TYPE_CHECKING:
     from .asks import Ask
 
-NATO = tuple(
-    f" {word}"
-    for word in (
-        "alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec "
-        "romeo sierra tango uniform victor whiskey xray yankee zulu"
-    ).split()
+
+def _words(text: str) -> tuple[str, ...]:
+    """Words as a model says them, each with the blank before it."""
+    return tuple(f" {word}" for word in text.split())
+
+
+NATO = _words(
+    "alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec "
+    "romeo sierra tango uniform victor whiskey xray yankee zulu"
 )
 
-_DEFAULT_PARTS = ("registry.ollama.ai", "library", "", "latest")
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*\Z")
+
+def listed_name(name: str) -> str | None:
+    """A name as `/api/tags` has it, its tag included; None for one that Ollama calls invalid (ollama-wire §6)."""
+    return normalise(name) if is_valid(name) else None
 
 
-def full_name(name: str) -> str | None:
-    """`host/namespace/model:tag` in lower case, or None for a name Ollama calls invalid (ollama-wire §6).
-
-    A private equivalent of `foreman.ollama.names.normalise`: the stand-in must not share the mistakes of what it tests.
-    """
-    rest = name.strip().split("://", 1)[-1].removesuffix(":local")
-    host, namespace, _, tag = _DEFAULT_PARTS
-    *places, model = rest.split("/")
-    if ":" in model:
-        model, tag = model.split(":", 1)
-    if len(places) > 2:
-        return None
-    if places:
-        namespace = places[-1]
-    if len(places) == 2:
-        host = places[0]
-    if not (_HOST.match(host) and all(_PART.match(part) for part in (namespace, model, tag))):
-        return None
-    return f"{host}/{namespace}/{model}:{tag}".lower()
-
-
-def short_name(full: str) -> str:
-    """A full name without the parts that are Ollama's defaults, the tag kept."""
-    return full.removeprefix("registry.ollama.ai/").removeprefix("library/")
-
-
-def _with_tag(name: str) -> str:
-    """The name as `/api/tags` lists it."""
-    full = full_name(name)
-    if full is None:
+def _listed_or_error(name: str) -> str:
+    listed = listed_name(name)
+    if listed is None:
         raise ValueError(f"{name!r} is no model name")
-    return short_name(full)
+    return listed
 
 
 @frozen(kw_only=True)
@@ -74,7 +52,7 @@ class FakeModel:
     :ivar blob: what the scheduler tells models apart by: two names with one blob share a runner.
     """
 
-    name: str = field(converter=_with_tag)
+    name: str = field(converter=_listed_or_error)
     size: int = 550_000
     load_time: float = 0.0
     prompt_time: float = 0.0
@@ -133,10 +111,8 @@ def streaming_model(name: str, *, tokens: int, token_bytes: int, token_rate: flo
 
 def default_models(**changes: object) -> tuple[FakeModel, ...]:
     """The models of the recorded traffic, instant unless `changes` (fields of FakeModel) say otherwise."""
-    numbers = tuple(f" {word}" for word in "one two three four five six seven eight nine ten".split())
-    colours = tuple(
-        f" {word}" for word in "red orange yellow green blue indigo violet black white grey pink brown".split()
-    )
+    numbers = _words("one two three four five six seven eight nine ten")
+    colours = _words("red orange yellow green blue indigo violet black white grey pink brown")
     signs = (
         " héllo",
         " 世界",
@@ -208,6 +184,6 @@ def parse_models(spec: str) -> tuple[FakeModel, ...]:
         elif tokens is not None:
             chosen = [streaming_model(name, tokens=int(tokens), token_bytes=int(token_bytes))]
         else:
-            chosen = [known.get(_with_tag(name)) or FakeModel(name=name)]
+            chosen = [known.get(_listed_or_error(name)) or FakeModel(name=name)]
         models.update({model.name: evolve(model, **changes) for model in chosen})  # type: ignore[arg-type]
     return tuple(models.values())

@@ -1,5 +1,6 @@
 """`/v1/chat/completions`, `/v1/completions` and OpenAI's error shape, as Ollama speaks them (ollama-wire §3, §4)."""
 
+# ruff: noqa: D102 - the methods are those of a Dialect, told there
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -7,7 +8,7 @@ from typing import Any
 
 from .answers import Final, Piece
 from .asks import Ask
-from .dialects import call_id
+from .dialects import Headers, call_id
 from .exchange import Exchange
 from .reading import Refusal
 from .writing import go_json
@@ -50,8 +51,8 @@ def _usage(final: Final) -> dict[str, int]:
 class _OpenAI:
     """What chat and plain completions have in common."""
 
-    stream_headers = SSE
-    whole_headers = JSON
+    stream_headers: Headers = SSE
+    whole_headers: Headers = JSON
     prefix = ""
 
     def __init__(self, ask: Ask, created: int, *, with_usage: bool) -> None:

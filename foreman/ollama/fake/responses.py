@@ -1,13 +1,14 @@
 """`/v1/responses`, as Ollama speaks it (recorded traffic)."""
 
+# ruff: noqa: D102 - the methods are those of a Dialect, told there
 from __future__ import annotations
 
 from typing import Any
 
-from .anthropic import EVENTS, named_event
 from .answers import Final, Piece
+from .anthropic import EVENTS, named_event
 from .asks import Ask
-from .dialects import call_id
+from .dialects import Headers, call_id
 from .openai import JSON, said
 from .writing import go_json
 
@@ -22,8 +23,8 @@ def _sorted(value: object) -> object:
 class Response:
     """`/v1/responses`: one message, its events numbered."""
 
-    stream_headers = EVENTS
-    whole_headers = JSON
+    stream_headers: Headers = EVENTS
+    whole_headers: Headers = JSON
 
     def __init__(self, ask: Ask, created: int, max_output_tokens: int | None) -> None:
         self._ask = ask

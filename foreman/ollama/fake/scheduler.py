@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from math import inf
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 from twisted.internet.defer import Deferred, DeferredSemaphore, ensureDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger

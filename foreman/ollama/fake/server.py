@@ -1,5 +1,7 @@
 """FakeOllama: the stand-in itself, its routes, its listener and its sleep."""
 
+# mypy: disallow-untyped-calls=False
+# Twisted's HTTP classes are hardly typed.
 from __future__ import annotations
 
 from collections import deque
@@ -8,7 +10,8 @@ from typing import Any, cast
 
 from klein import Klein
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReactorTCP, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.web.http import datetimeToString
 from zope.interface import implementer
 
@@ -56,9 +59,9 @@ class _SleepyTime:
         call = self._time.callLater(delay, callable, *args, **kw)
         self._calls.append(call)
         if self._held is not None:
-            self._hold(call)
+            self._held.append(self._hold(call))
         if len(self._calls) > self._tidy_at:
-            self._calls = [call for call in self._calls if call.active()]
+            self._calls = self.getDelayedCalls()
             self._tidy_at = max(1024, 2 * len(self._calls))
         return call
 
@@ -69,9 +72,7 @@ class _SleepyTime:
     def sleep(self) -> None:
         """Hold every timer."""
         if self._held is None:
-            self._held = []
-            for call in self.getDelayedCalls():
-                self._hold(call)
+            self._held = [self._hold(call) for call in self.getDelayedCalls()]
 
     def wake(self) -> None:
         """Let the timers go on."""
@@ -80,16 +81,17 @@ class _SleepyTime:
             if call.active():
                 call.reset(left)
 
-    def _hold(self, call: IDelayedCall) -> None:
-        assert self._held is not None
-        self._held.append((call, max(0.0, call.getTime() - self._time.seconds())))
+    def _hold(self, call: IDelayedCall) -> tuple[IDelayedCall, float]:
+        """Put it off; what was left of it."""
+        left = max(0.0, call.getTime() - self._time.seconds())
         call.delay(_LONG)
+        return call, left
 
 
 class FakeOllama:
     """A faithful stand-in for Ollama 0.32.15 on loopback.
 
-    :param reactor: what it listens on, and its clock.
+    :param reactor: what it listens on; `clock`: its time, the reactor's by default.
     :param models: what `/api/tags` lists; the models of the recorded traffic by default.
     :param slots: OLLAMA_MAX_LOADED_MODELS; `max_queue`: OLLAMA_MAX_QUEUE; `parallel`: OLLAMA_NUM_PARALLEL.
     :param gpu: whether `/api/ps` says that models are in video memory; may be set at any time.
@@ -105,6 +107,7 @@ class FakeOllama:
         reactor: Any,
         models: Iterable[FakeModel] | None = None,
         *,
+        clock: IReactorTime | None = None,
         slots: int = 1,
         max_queue: int = 512,
         parallel: int = 1,
@@ -115,7 +118,7 @@ class FakeOllama:
         pullable: Iterable[FakeModel] = (),
     ) -> None:
         self._reactor = reactor
-        self.clock = _SleepyTime(reactor)
+        self.clock = _SleepyTime(clock or reactor)
         self.models = {model.name: model for model in (default_models() if models is None else models)}
         self.pullable = {model.name: model for model in pullable}
         self.blobs: set[str] = set()
@@ -252,10 +255,9 @@ class FakeOllama:
 
     async def listen(self, port: int = 0) -> int:
         """Listen on loopback; 0 picks a port, which stays the same from then on.  Returns the port."""
-        self._port = cast(IReactorTCP, self._reactor).listenTCP(
-            port or self._number, self._front, interface="127.0.0.1"
-        )
-        self._number = self._port.getHost().port  # type: ignore[attr-defined]
+        self._port = self._reactor.listenTCP(port or self._number, self._front, interface="127.0.0.1")
+        address: Any = self._port.getHost()
+        self._number = address.port
         return self._number
 
     @property
@@ -279,7 +281,7 @@ class FakeOllama:
     def cut(self) -> None:
         """Close every connection at once, whatever is on its way."""
         for connection in tuple(self.connections):
-            connection.abortConnection()
+            connection.abort()
 
     def sleep(self) -> None:
         """The lid is closed: nothing is accepted, read, written or timed until `wake`."""
@@ -290,8 +292,7 @@ class FakeOllama:
         if self._port is not None:
             self._port.stopReading()  # type: ignore[attr-defined]
         for connection in self.connections:
-            connection.transport.stopReading()
-            connection.transport.stopWriting()
+            connection.freeze()
 
     def wake(self) -> None:
         """Everything goes on where it stopped."""
@@ -301,13 +302,14 @@ class FakeOllama:
         if self._port is not None:
             self._port.startReading()  # type: ignore[attr-defined]
         for connection in self.connections:
-            connection.transport.startReading()
-            connection.transport.startWriting()
+            connection.thaw()
         self.clock.wake()
 
     async def close(self) -> None:
         """Stop listening, close all connections, forget all timers."""
         self.wake()
         await self.refuse()
+        while self.connections:
+            await deferLater(self._reactor, 0)
         for call in self.clock.getDelayedCalls():
             call.cancel()

@@ -11,6 +11,7 @@ from . import anthropic, asks, openai
 from .answers import Final, Piece
 from .asks import Ask
 from .catalogue import not_found
+from .dialects import Headers
 from .embedding import Embedding, vectors
 from .exchange import Exchange
 from .inference import Inference
@@ -198,8 +199,8 @@ class V1:
 class _Transcription:
     """`/v1/audio/transcriptions`: only the text."""
 
-    stream_headers = openai.SSE
-    whole_headers = openai.JSON
+    stream_headers: Headers = openai.SSE
+    whole_headers: Headers = openai.JSON
 
     def opening(self) -> list[bytes]:
         return []
@@ -207,13 +208,13 @@ class _Transcription:
     def piece(self, piece: Piece) -> bytes:
         return openai.event({"type": "transcript.text.delta", "delta": piece.text})
 
-    def closing(self, final: Final) -> list[bytes]:  # noqa: ARG002 - a Dialect's signature
+    def closing(self, final: Final) -> list[bytes]:
         return [openai.event({"type": "transcript.text.done"})]
 
     def died(self) -> list[bytes]:
         return []
 
-    def whole(self, pieces: list[Piece], final: Final) -> bytes:  # noqa: ARG002 - a Dialect's signature
+    def whole(self, pieces: list[Piece], final: Final) -> bytes:
         return go_json({"text": openai.said(pieces)[0]}) + b"\n"
 
 
