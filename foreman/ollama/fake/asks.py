@@ -97,6 +97,7 @@ class Ask:
     tools: tuple[Mapping[str, Any], ...] = ()
     format: object = None
     raw: bool = False
+    truncate: bool = True
     logprobs: int | None = None
     limit: int | None = None
     key: str = ""
@@ -271,6 +272,7 @@ def generation(
         tools=tools,
         format=fields.get("format") or None,
         raw=fields.get("raw", False),
+        truncate=fields.get("truncate", True),
         logprobs=fields.get("top_logprobs", 0) if fields.get("logprobs") else None,
         limit=int(limit) if limit is not None and limit > 0 else None,
         key=hashlib.sha256(body).hexdigest(),
@@ -283,12 +285,23 @@ def _full_name(model: FakeModel) -> str:
     return "/".join((*usual[: max(0, 2 - model.name.count("/"))], model.name))
 
 
-def check_format(ask: Ask) -> None:
-    """Complain of a `format` as the runner does, once it is loaded.
+def check_late(ask: Ask) -> None:
+    """Complain as the runner does, once it is loaded.
 
-    :raise Refusal: 500 for anything but `json`, a schema or nothing.
+    :raise Refusal: 500 for a `format` that is neither `json`, a schema nor nothing; 400 for a prompt longer than the
+        context that may not be truncated, in llama-server's JSON as a text.
     """
-    if ask.format in (None, "json") or isinstance(ask.format, dict):
-        return
-    shown = orjson.dumps(orjson.dumps(ask.format).decode()).decode()
-    raise Refusal(f'invalid format: {shown}; expected "json" or a valid JSON Schema object', 500, late=True)
+    if ask.format not in (None, "json") and not isinstance(ask.format, dict):
+        shown = orjson.dumps(orjson.dumps(ask.format).decode()).decode()
+        raise Refusal(f'invalid format: {shown}; expected "json" or a valid JSON Schema object', 500, late=True)
+    context = int(str(dict(ask.settings)["num_ctx"]))
+    if not ask.truncate and ask.prompt_tokens > context:
+        error = {
+            "code": 400,
+            "message": f"request ({ask.prompt_tokens} tokens) exceeds the available context size ({context} tokens), "
+            "try increasing it",
+            "type": "exceed_context_size_error",
+            "n_prompt_tokens": ask.prompt_tokens,
+            "n_ctx": context,
+        }
+        raise Refusal(orjson.dumps({"error": error}).decode())

@@ -87,7 +87,7 @@ class Inference:
         with self._counted(ask):
             lease = await self.lease(ask)
             try:
-                asks.check_format(ask)
+                asks.check_late(ask)
                 got = clock.seconds()
                 await lease.turn()
                 began = clock.seconds()

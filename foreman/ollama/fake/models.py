@@ -81,7 +81,7 @@ class FakeModel:
     @property
     def is_worker(self) -> bool:
         """Whether it does anything but embed."""
-        return set(self.capabilities) != {"embedding"}
+        return self.capabilities != ("embedding",)
 
     @property
     def details(self) -> dict[str, object]:

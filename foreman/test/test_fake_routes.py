@@ -1,0 +1,187 @@
+"""The stand-in's router, its routes that change things, and the stand-in as a process of its own."""
+
+# mypy: disallow-untyped-calls=False, disallow-untyped-decorators=False
+# Neither Twisted's endpoints nor pytest-twisted are typed.
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+
+from foreman.ollama.fake import FakeModel, FakeOllama, default_models
+from foreman.test.test_fake_transcripts import ask
+
+
+@asynccontextmanager
+async def listening(**options: Any) -> AsyncIterator[tuple[FakeOllama, int]]:
+    """A stand-in on a port."""
+    fake = FakeOllama(reactor, **options)
+    port = await fake.listen()
+    try:
+        yield fake, port
+    finally:
+        await fake.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "header"),
+    [
+        ("GET", "/api%2Fversion", 200, None),
+        ("GET", "/api/version?x=1", 200, None),
+        ("GET", "http://somewhere/api/version", 200, None),
+        ("GET", "/API/tags", 404, None),
+        ("GET", "/api/nothing/", 404, None),
+        ("GET", "/api/../api/version?x=1", 307, ["Location", "/api/version?x=1"]),
+        ("POST", "/api/chat/", 307, ["Location", "/api/chat"]),
+        ("POST", "/api/delete", 405, ["Allow", "DELETE"]),
+        ("GET", "/v1/images/generations", 404, None),
+        ("OPTIONS", "/api/chat", 405, ["Allow", "POST"]),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_router(method: str, path: str, status: int, header: list[str] | None) -> None:
+    """Odd paths and methods are answered as Ollama's router answers them."""
+    async with listening() as (_, port):
+        got = await ask(port, method, path, None, {})
+        assert got["status"] == status
+        assert header is None or header in got["headers"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("192.168.1.2:11434", 200),
+        ("[::1]:11434", 200),
+        ("box.local", 200),
+        ("host.docker.internal:1", 200),
+        ("8.8.8.8", 403),
+        ("evil.com", 403),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_hosts(host: str, status: int) -> None:
+    """On loopback only local Hosts are answered; a front must send the target's own."""
+    async with listening() as (_, port):
+        got = await ask(port, "GET", "/api/version", None, {"Host": host})
+        assert got["status"] == status
+        assert status == 200 or got["chunks"] == [""]
+
+
+def _lines(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    return [json.loads(chunk) for chunk in answer["chunks"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_pull_and_delete() -> None:
+    """A pull tells its progress line by line and the model is there; one that is nowhere is an error after the 200."""
+    async with listening(models=[], pullable=[FakeModel(name="new", size=1000)]) as (fake, port):
+        lines = _lines(await ask(port, "POST", "/api/pull", '{"model":"","name":"new"}', {}))
+        assert [line["status"] for line in lines[-3:]] == ["verifying sha256 digest", "writing manifest", "success"]
+        assert [line["completed"] for line in lines if "completed" in line] == [250, 500, 750, 1000]
+        assert list(fake.models) == ["new:latest"]
+        got = await ask(port, "POST", "/api/pull", '{"model":"nope"}', {})
+        assert (got["status"], list(_lines(got)[-1])) == (200, ["error"])
+        got = await ask(port, "POST", "/api/pull", '{"model":"nope","stream":false}', {})
+        assert got["status"] == 500
+        await ask(port, "DELETE", "/api/delete", '{"model":"NEW"}', {})
+        assert not fake.models
+
+
+@pytest_twisted.ensureDeferred
+async def test_create_from_a_blob() -> None:
+    """A blob that was uploaded is there, and a model can be made of it; a wrong digest is refused."""
+    async with listening() as (fake, port):
+        digest = hashlib.sha256(b"weights").hexdigest()
+        path = f"/api/blobs/sha256:{digest}"
+        statuses = []
+        for method, body in (
+            ("HEAD", None),
+            ("POST", "other"),
+            ("POST", "weights"),
+            ("POST", "weights"),
+            ("HEAD", None),
+        ):
+            statuses.append((await ask(port, method, path, body, {}))["status"])
+        assert statuses == [404, 400, 201, 200, 200]
+        body = json.dumps({"model": "mine", "files": {"f": f"sha256:{digest}"}})
+        assert _lines(await ask(port, "POST", "/api/create", body, {}))[-1] == {"status": "success"}
+        assert fake.models["mine:latest"].blob == digest
+        got = await ask(port, "POST", "/api/create", '{"model":"mine"}', {})
+        assert got["status"] == 400
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_prompt_too_long_that_may_not_be_truncated() -> None:
+    """A prompt over the context with truncate:false is 400, llama-server's JSON as a text."""
+    async with listening() as (_, port):
+        body = json.dumps({"model": "tiny-a", "prompt": "x " * 50, "truncate": False, "options": {"num_ctx": 40}})
+        got = await ask(port, "POST", "/api/generate", body, {})
+        error = json.loads(json.loads(got["chunks"][0])["error"])["error"]
+        assert (got["status"], error["n_ctx"]) == (400, 40)
+
+
+@pytest_twisted.ensureDeferred
+async def test_answers_follow_seed_and_limit() -> None:
+    """Other seeds give other lengths, the same seed the same answer, and num_predict ends it with `length`."""
+    async with listening() as (_, port):
+        texts = []
+        for options in ({"seed": 3}, {"seed": 3}, {"seed": 9}, {"num_predict": 2}):
+            body = json.dumps({"model": "tiny-a", "prompt": "x", "stream": False, "options": options})
+            texts.append(json.loads((await ask(port, "POST", "/api/generate", body, {}))["chunks"][0]))
+        said = [answer["response"] for answer in texts]
+        assert said[0] == said[1] != said[2]
+        assert (said[3], texts[3]["done_reason"]) == (" alpha bravo", "length")
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[tuple[str, str]]:
+    """The stand-in as a process; its URL and that of its control routes."""
+    command = [sys.executable, "-m", "foreman.ollama.fake", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            yield child.stdout.readline().strip(), child.stdout.readline().strip()
+        finally:
+            child.terminate()
+
+
+def call(url: str, body: object = None, method: str | None = None) -> Any:
+    """One request of JSON."""
+    data = None if body is None else json.dumps(body).encode()
+    with urlopen(Request(url, data, method=method), timeout=10) as answer:  # noqa: S310 - our own loopback URL
+        return json.loads(answer.read().splitlines()[-1])
+
+
+def test_as_a_process() -> None:
+    """`python -m foreman.ollama.fake` prints its URL, serves, and is told on its other port to fail and to sleep."""
+    with process("--port", "0", "--slots", "2", "--models", "tiny-embed;other,words=yes+no") as (url, control):
+        names = [model["name"] for model in call(f"{url}/api/tags")["models"]]
+        assert sorted(names) == ["other:latest", "tiny-embed:latest"]
+        call(f"{control}/_fake/faults", {"path": "/api/generate", "fault": "error-line"})
+        assert list(call(f"{url}/api/generate", {"model": "other", "prompt": "x"})) == ["error"]
+        call(f"{control}/_fake/sleep", {})
+        with pytest.raises(OSError, match="timed out"), urlopen(url, timeout=0.2):  # noqa: S310
+            pass
+        assert call(f"{control}/_fake/state")["asleep"]
+        call(f"{control}/_fake/wake", {})
+        assert call(f"{url}/api/version") == {"version": "0.32.15"}
+        state = call(f"{control}/_fake/state")
+        assert (state["counts"]["loads"], state["resident"]) == (1, ["other:latest"])
+        assert {request["path"] for request in state["requests"]} >= {"/api/tags", "/api/generate", "/api/version"}
+
+
+def test_default_models_are_those_recorded() -> None:
+    """The default set has a model of each kind, and any of their fields can be changed for all."""
+    models = {model.name: model for model in default_models(load_time=2.0)}
+    assert {model.load_time for model in models.values()} == {2.0}
+    assert [name for name, model in models.items() if not model.is_worker] == ["tiny-embed:latest"]
