@@ -12,12 +12,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 TWISTD = str(Path(sys.executable).with_name("twistd"))
+
+MODELS = "defaults,load=0.4,prompt=0.02,rate=40"
+"""The fake's models: seconds to load, seconds to the first token, tokens a second."""
 
 BURST = [f"tiny-{letter}" for letter in "abcdbacdcabdacbd" * 2]
 """The models of the burst's calls, in the order in which they are sent."""
@@ -128,23 +131,27 @@ def _changes(models: list[str]) -> int:
 
 def main() -> None:
     """Run the demonstration."""
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "foreman.log").open("w") as log:
-        with running([sys.executable, "-m", "foreman.ollama.fake", "--port", "0"], {}, subprocess.PIPE) as fake:
-            assert fake.stdout is not None  # noqa: S101 (for the type checker)
-            target = fake.stdout.readline().split()[-1]
-            say(f"FakeOllama listens at {target}")
-            port = free_port()
-            url = f"http://127.0.0.1:{port}"
-            settings = {
-                "FOREMAN_OLLAMA_URL": target,
-                "FOREMAN_ADDR": f"127.0.0.1:{port}",
-                "FOREMAN_DB": str(Path(folder) / "foreman.db"),
-            }
-            with running([TWISTD, "--nodaemon", "--pidfile=", "foreman"], settings, log.fileno()) as daemon:
-                wait_until_ready(url, daemon)
-                say(f"foreman listens at    {url}   (how it is: {url}/healthz)\n")
-                show_one_chat(url)
-                show_burst(url)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        log = stack.enter_context((folder / "foreman.log").open("w"))
+        ollama = [sys.executable, "-m", "foreman.ollama.fake", "--models", MODELS]
+        fake = stack.enter_context(running(ollama, {}, subprocess.PIPE))
+        assert fake.stdout is not None  # noqa: S101 (for the type checker)
+        target = fake.stdout.readline().strip()
+        say(f"FakeOllama listens at {target}")
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        settings = {
+            "FOREMAN_OLLAMA_URL": target,
+            "FOREMAN_ADDR": f"127.0.0.1:{port}",
+            "FOREMAN_DB": str(folder / "foreman.db"),
+        }
+        twistd = [TWISTD, "--nodaemon", "--pidfile=", "foreman"]
+        daemon = stack.enter_context(running(twistd, settings, log.fileno()))
+        wait_until_ready(url, daemon)
+        say(f"foreman listens at    {url}   (how it is: {url}/healthz)\n")
+        show_one_chat(url)
+        show_burst(url)
     say("Both are stopped and their files removed.")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IServiceCollection, Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
@@ -21,6 +22,7 @@ from foreman.ollama.inventory import Inventory
 from foreman.ollama.requests import parse_keep_alive
 from foreman.ollama.target import Target
 from foreman.tick import Tick
+from foreman.web.errors import install_error_handlers
 from foreman.web.native import Limits, NativeFace
 from foreman.web.operate import OperatorFace, Readiness
 from foreman.web.site import make_site
@@ -55,7 +57,7 @@ class Foreman(Service):
         self._readiness = Readiness()
         self._tick = Tick(reactor, time.time)
         self._store = Store(
-            Database(config.db, reactor), now_ms, max_queue=config.max_queue, max_attempts=config.max_attempts
+            Database(Path(config.db), reactor), now_ms, max_queue=config.max_queue, max_attempts=config.max_attempts
         )
         self._target = Target(
             reactor=reactor, url=config.ollama_url, token=_revealed(config.ollama_token), tick=self._tick
@@ -105,6 +107,7 @@ class Foreman(Service):
             limits=Limits(
                 answer_timeout=config.answer_timeout, stall_timeout=config.stall_timeout, sync_wait=config.sync_wait
             ),
+            model_admin=config.model_admin,
         )
         self._operators = OperatorFace(
             store=self._store,
@@ -117,18 +120,20 @@ class Foreman(Service):
             target_url=config.ollama_url,
             embedder=config.embed_model,
         )
-        self._site = make_site(native=self._native, own=self._operators.app.resource(), config=config, reactor=reactor)
+        own = self._operators.app.resource()
+        install_error_handlers(self._operators.app)
+        self._site = make_site(native=self._native, own=own, config=config, reactor=reactor)
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
         """Join the application; its log becomes ours from the first line."""
         logs.install(parent, self._config)
-        super().setServiceParent(parent)
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
 
     # -- start and stop, in order --------------------------------------------------------------------------------
 
     def startService(self) -> None:
         """Start; a start that fails ends the process with one line and status 1."""
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         self._starting = detach(self._start())
         self._starting.addErrback(self._failed_to_start)
 
@@ -143,6 +148,7 @@ class Foreman(Service):
                 interrupted=recovered.interrupted,
             )
         self._tick.start()
+        self._tick.subscribe(self._beat)
         await self._inventory.start()
         self._worker.start()
         self._native.start()
@@ -153,6 +159,10 @@ class Foreman(Service):
         if not self._config.addr.loopback and self._config.token is None:
             self._log.warn("Listening beyond loopback without FOREMAN_TOKEN: whoever reaches the port may use it")
         self._log.info("foreman {version} listens on {port}", version=__version__, port=self.port.getHost())
+
+    def _beat(self, slept: bool) -> None:
+        if not self._store.writable:
+            detach(self._store.try_writing())
 
     def _failed_to_start(self, failure: Failure) -> None:
         if failure.check(ForemanError, OSError):
@@ -167,13 +177,13 @@ class Foreman(Service):
 
     def stopService(self) -> Deferred[None]:
         """Stop, in the reverse order, each part waited for."""
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]
         return detach(self._stop())
 
     async def _stop(self) -> None:
         self._readiness.ready = False
         if self.port is not None:
-            await self.port.stopListening()
+            await maybeDeferred(self.port.stopListening)
             self._native.stop()
             await self._worker.stop()
             await self._inventory.stop()

@@ -186,7 +186,8 @@ class Inventory:
         self._answers: dict[str, KeptAnswer] = {}
         self._next = 0.0  # clock.seconds() of the next poll or probe
         self._probe_wait = 1.0
-        self._polling: Deferred[None] | None = None
+        self._polling: Deferred[Any] | None = None
+        self._waiters: list[Deferred[None]] = []
         self._probing = False
         self._unsubscribe: Callable[[], None] = lambda: None
 
@@ -290,11 +291,16 @@ class Inventory:
             self._polling = detach(self._poll())
             self._polling.addBoth(self._polled)
         waiter: Deferred[None] = Deferred()
-        self._polling.addBoth(lambda result: (waiter.called or waiter.callback(None), result)[1])
+        self._waiters.append(waiter)
         await waiter
 
-    def _polled(self, result: object) -> None:
+    def _polled(self, result: object) -> object:
         self._polling = None
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.callback(None)
+        return result
 
     def _beat(self, slept: bool) -> None:
         now = self._clock.seconds()

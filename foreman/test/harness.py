@@ -20,7 +20,6 @@ from attrs import define, field
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
-from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
@@ -47,22 +46,21 @@ async def eventually(condition: Callable[[], Any], *, within: float = 10.0) -> A
 class RawClient(Protocol):
     """One connection to an HTTP server, byte by byte.
 
+    :ivar method: of the request.
     :ivar received: everything that has come.
-    :ivar pieces: the same, as it came, with the reactor's seconds.
     :ivar closed: fires when the server has closed the connection.
     """
 
-    received: bytes = b""
-    pieces: list[tuple[float, bytes]] = field(factory=list)
+    method: str
+    received: bytearray = field(factory=bytearray)
     closed: Deferred[None] = field(factory=Deferred)
     is_closed: bool = False
 
     def dataReceived(self, data: bytes) -> None:
         """Take note of what came."""
         self.received += data
-        self.pieces.append((reactor.seconds(), data))
 
-    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:
+    def connectionLost(self, reason: Failure | None = None) -> None:
         """Take note of the end."""
         self.is_closed = True
         self.closed.callback(None)
@@ -70,10 +68,10 @@ class RawClient(Protocol):
     @property
     def head(self) -> tuple[int, dict[str, str]] | None:
         """The status and the headers (names in lower case) of the answer, None until they are whole."""
-        head, separator, _ = self.received.partition(b"\r\n\r\n")
-        if not separator:
+        end = self.received.find(b"\r\n\r\n")
+        if end < 0:
             return None
-        lines = head.decode("latin-1").split("\r\n")
+        lines = self.received[:end].decode("latin-1").split("\r\n")
         return int(lines[0].split()[1]), {
             name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
         }
@@ -81,14 +79,13 @@ class RawClient(Protocol):
     @property
     def chunks(self) -> list[bytes]:
         """The whole chunks of a chunked answer so far; an empty one ends it."""
-        found, rest = [], self.received.partition(b"\r\n\r\n")[2]
-        while b"\r\n" in rest:
-            size, _, rest = rest.partition(b"\r\n")
-            length = int(size, 16)
-            if len(rest) < length + 2:
+        found, at = [], self.received.find(b"\r\n\r\n") + 4
+        while at > 3 and (end := self.received.find(b"\r\n", at)) >= 0:
+            length = int(self.received[at:end], 16)
+            at = end + 2 + length + 2
+            if len(self.received) < at:
                 break
-            found.append(rest[:length])
-            rest = rest[length + 2 :]
+            found.append(bytes(self.received[end + 2 : at - 2]))
         return found
 
     @property
@@ -98,16 +95,21 @@ class RawClient(Protocol):
             return False
         headers = self.head[1]
         if headers.get("transfer-encoding") == "chunked":
-            return self.chunks[-1:] == [b""]
-        body = self.received.partition(b"\r\n\r\n")[2]
-        return "content-length" in headers and len(body) >= int(headers["content-length"])
+            return self.received.endswith(b"\r\n0\r\n\r\n")
+        length = 0 if self.method == "HEAD" else int(headers.get("content-length", "0"))
+        return len(self.received) >= self.received.find(b"\r\n\r\n") + 4 + length
 
     @property
     def body(self) -> bytes:
         """The answer's body so far."""
         if self.head is not None and self.head[1].get("transfer-encoding") == "chunked":
             return b"".join(self.chunks)
-        return self.received.partition(b"\r\n\r\n")[2]
+        return bytes(self.received.partition(b"\r\n\r\n")[2])
+
+    @property
+    def document(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
 
     def leave(self) -> None:
         """Close the connection at once."""
@@ -128,13 +130,18 @@ async def send(
 ) -> RawClient:
     """Open a connection, send one request and return without waiting for the answer."""
     host, _, port = url.removeprefix("http://").partition(":")
-    client = await connectProtocol(HostnameEndpoint(reactor, host, int(port)), RawClient())
+    client = await connectProtocol(HostnameEndpoint(reactor, host, int(port)), RawClient(method))
     client.transport.write(request_bytes(method, path, document, headers))
     return client  # type: ignore[no-any-return]
 
 
 async def ask(
-    url: str, method: str, path: str, document: Any = None, headers: Mapping[str, str] | None = None, within: float = 20.0
+    url: str,
+    method: str,
+    path: str,
+    document: Any = None,
+    headers: Mapping[str, str] | None = None,
+    within: float = 20.0,
 ) -> RawClient:
     """Send one request and wait for the whole answer, then leave."""
     client = await send(url, method, path, document, headers)
@@ -181,12 +188,17 @@ class House:
 
 @asynccontextmanager
 async def house(
-    settings: Mapping[str, str] | None = None, *, models: Any = None, slots: int = 1, wait: bool = True
+    settings: Mapping[str, str] | None = None, *, wait: bool = True, **fake_settings: Any
 ) -> AsyncIterator[House]:
-    """A running `House`, taken down with the block.  `settings` are FOREMAN_… names without the prefix."""
+    """A running `House`, taken down with the block.
+
+    :param settings: FOREMAN_… names without the prefix.
+    :param wait: until foreman knows the target's models.
+    :param fake_settings: FakeOllama's own.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        fake = FakeOllama(reactor, **({} if models is None else {"models": models}), slots=slots)
+        fake = FakeOllama(reactor, **fake_settings)
         await fake.listen(0)
         environment = {"OLLAMA_URL": fake.url, "ADDR": "127.0.0.1:0", "DB": str(folder / "foreman.db")}
         environment |= settings or {}
@@ -195,10 +207,10 @@ async def house(
         foreman.startService()
         try:
             await eventually(lambda: foreman.port is not None)
-            assert foreman.port is not None
+            port = foreman.port.getHost().port  # type: ignore[union-attr]
             if wait:
                 await eventually(lambda: foreman._inventory.up and foreman._inventory.models is not None)
-            yield House(foreman, fake, f"http://127.0.0.1:{foreman.port.getHost().port}", folder)
+            yield House(foreman, fake, f"http://127.0.0.1:{port}", folder)
         finally:
             await foreman.stopService()
             await fake.close()

@@ -6,23 +6,24 @@ the target's to give.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
 from ulid import ULID
 
 from foreman.detach import detach
-from foreman.errors import TargetError, Unavailable
+from foreman.errors import Forbidden, TargetError, Unavailable
 from foreman.job import ErrorCode, JobError, NewJob, Runner
 from foreman.logs import make_logger
 from foreman.ollama import requests
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.names import is_cloud, normalise
 from foreman.ollama.requests import Inference, Unreadable
-from foreman.ollama.routes import Kind, Route, match
+from foreman.ollama.routes import Kind, Route, match, redirect_page
 from foreman.ollama.target import Target
 from foreman.tick import Tick
 from foreman.web.errors import respond_error
@@ -62,6 +63,7 @@ class NativeFace:
     clock: IReactorTime
     now_ms: Callable[[], int]
     limits: Limits
+    model_admin: bool
     _unsubscribe: Callable[[], None] = field(init=False, default=lambda: None)
 
     _log = make_logger()
@@ -80,31 +82,38 @@ class NativeFace:
     def render(self, request: Request) -> int:
         """Answer one request; the path is the one that came, percent-decoded by `match`."""
         served = Deferred.fromCoroutine(self._serve(request, match(request.method, request.uri)))
-        served.addErrback(lambda failure: respond_error(request, failure.value))
+        served.addErrback(_answer_failure, request)
         return NOT_DONE_YET
 
     async def _serve(self, request: Request, route: Route) -> None:
         match route.kind:
             case Kind.QUEUE | Kind.EMBED:
                 await self._infer(request, route)
-            case Kind.ROOT | Kind.VERSION | Kind.TAGS | Kind.PS:
-                await self._tell(request, route)
+            case Kind.ROOT | Kind.VERSION | Kind.TAGS | Kind.PS | Kind.MODELS:
+                await self._live_or_kept(request, route, route.path, durable=route.kind is not Kind.PS)
             case Kind.SHOW:
                 await self._show(request, route)
-            case _:
-                await self._carry(request)
+            case Kind.ADMIN:
+                await self._administer(request, route)
+            case Kind.REDIRECT:
+                _redirect(request, route)
+            case Kind.CARRY:
+                await self._carry(request, route)
 
     # -- carried -------------------------------------------------------------------------------------------------
 
-    async def _carry(self, request: Request) -> None:
-        """Send the request on as it is; the target's answer is the answer."""
+    async def _carry(
+        self, request: Request, route: Route, before_end: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Send the request on as it is; the target's answer is the answer, ended after `before_end`."""
         outflow = Outflow(request, self.tick)
+        request.content.seek(0)
         exchange = Deferred.fromCoroutine(
             self.target.exchange(
                 request.method,
-                request.uri,
-                headers=tuple(_headers(request)),
-                body=request.body(),
+                route.target,
+                headers=_headers(request),
+                body=request.content,
                 sink=outflow,
                 first_byte=self.limits.answer_timeout,
                 between=self.limits.answer_timeout,
@@ -113,66 +122,71 @@ class NativeFace:
         outflow.over.addCallback(lambda _: exchange.cancel())
         try:
             await exchange
+            if before_end is not None:
+                await before_end()
         except TargetError as error:
             outflow.fail(error)
         else:
             outflow.finish()
 
+    async def _administer(self, request: Request, route: Route) -> None:
+        if not self.model_admin:
+            raise Forbidden(f"{route.path} changes the target; it is carried with FOREMAN_MODEL_ADMIN=on only")
+        self.residency.disturbed()
+        await self._carry(request, route, self.inventory.refresh)
+        self.residency.disturbed()
+
     # -- metadata ------------------------------------------------------------------------------------------------
 
-    async def _tell(self, request: Request, route: Route) -> None:
-        """Answer live, else with the last good answer."""
-        await self._live_or_kept(request, route.path, b"", durable=route.kind is not Kind.PS)
-
     async def _show(self, request: Request, route: Route) -> None:
-        body = request.body()
-        name = requests.plain_show(body)
+        name = requests.plain_show(request.body())
         model = None if name is None else self.inventory.find(name)
         if model is None:
-            # Verbose and odd questions are the target's alone.
-            await self._carry(request)
-            return
-        await self._live_or_kept(request, f"/api/show {model.key}", body, durable=True)
+            # Unknown names and odd questions are the target's alone.
+            await self._carry(request, route)
+        else:
+            await self._live_or_kept(request, route, f"/api/show {model.name} {model.digest}", durable=True)
 
-    async def _live_or_kept(self, request: Request, key: str, body: bytes, *, durable: bool) -> None:
+    async def _live_or_kept(self, request: Request, route: Route, key: str, *, durable: bool) -> None:
+        """Answer live, else with the last good answer."""
         try:
             reply = await self.target.call(
-                request.method, request.uri, headers=tuple(_headers(request)), body=body, timeout=LIVE_BUDGET
+                request.method, route.target, body=request.body(), headers=_headers(request), timeout=LIVE_BUDGET
             )
         except TargetError as error:
             kept = await self.inventory.kept(key)
             if kept is None:
                 raise Unavailable(f"The target does not answer: {error}", retry_after=5) from error
-            request.setHeader(b"age", b"%d" % max(0, (self.now_ms() - kept.at) // 1000))
-            request.setHeader(b"x-foreman-degraded", b"true")
-            _answer(request, 200, [(b"Content-Type", kept.content_type)], kept.body)
+            age = b"%d" % max(0, (self.now_ms() - kept.at) // 1000)
+            headers = ((b"content-type", kept.content_type), (b"age", age), (b"x-foreman-degraded", b"true"))
+            _answer(request, 200, headers, kept.body)
         else:
             if request.method != b"HEAD":
                 self.inventory.learn(key, reply, durable=durable)
-            _answer(request, reply.status, list(reply.headers), reply.body)
+            _answer(request, reply.status, reply.headers, reply.body)
 
     # -- inference -----------------------------------------------------------------------------------------------
 
     async def _infer(self, request: Request, route: Route) -> None:
         body = request.body()
-        read = requests.read(route.path, body, request.getHeader(b"content-type"), request.getHeader(b"content-encoding"))
+        read = requests.read(route.path, body, request.getHeader("content-type"), request.getHeader("content-encoding"))
         if isinstance(read, Unreadable):
             if read.empty:
-                await self._carry(request)
+                await self._carry(request, route)
             else:
                 await self._queue(request, route, body, None, UNKNOWN_RUNNER)
             return
         if read.model == "" or is_cloud(read.model):
-            await self._carry(request)
+            await self._carry(request, route)
             return
         if read.is_unload:
             self.residency.disturbed()
-            await self._carry(request)
+            await self._carry(request, route)
             self.residency.disturbed()
             return
         model = await self.inventory.find_now(read.model)
         if model is None and self.inventory.up:
-            await self._carry(request)
+            await self._carry(request, route)
             return
         key = normalise(read.model) if model is None else model.key
         await self._queue(request, route, body, read, Runner(key, read.options))
@@ -182,7 +196,7 @@ class NativeFace:
     ) -> None:
         """Make a row of the call and let the worker answer it."""
         errand = Errand(
-            route=route, path=request.uri, headers=tuple(_headers(request)), body=request.body, inference=inference
+            route=route, path=route.target, headers=_headers(request), body=request.body, inference=inference
         )
         caller = WaitingCaller(request, self.tick, errand, since=self.clock.seconds())
         caller.on_left = lambda: self._left(caller)
@@ -244,16 +258,29 @@ class NativeFace:
                 self._give_up(caller, error, ErrorCode.TIMEOUT)
 
 
-def _headers(request: Request) -> list[tuple[bytes, bytes]]:
-    return [(name, value) for name, values in request.requestHeaders.getAllRawHeaders() for value in values]
+def _answer_failure(failure: Failure, request: Request) -> None:
+    respond_error(request, failure.value or RuntimeError("a failure without a value"))
 
 
-def _answer(request: Request, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+def _headers(request: Request) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name, value) for name, values in request.requestHeaders.getAllRawHeaders() for value in values)
+
+
+def _answer(request: Request, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
     """Give a whole answer as the target gave it."""
+    if request.finished or request.channel is None:
+        return  # the client has left
     request.setResponseCode(status)
-    for name in {name for name, _ in headers}:
-        request.responseHeaders.removeHeader(name)
     for name, value in headers:
         request.responseHeaders.addRawHeader(name, value)
     request.write(body)
     request.finish()
+
+
+def _redirect(request: Request, route: Route) -> None:
+    """Send the client to the clean path, as Ollama does."""
+    body = redirect_page(route) if request.method == b"GET" else b""
+    headers = [(b"location", route.redirect or b""), (b"content-length", b"%d" % len(body))]
+    if body:
+        headers.append((b"content-type", b"text/html; charset=utf-8"))
+    _answer(request, route.redirect_status, headers, body)

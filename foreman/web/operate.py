@@ -69,12 +69,12 @@ class OperatorFace:
         finally:
             self._asking = False
 
-    @app.route("/healthz", methods=["GET"])  # type: ignore[untyped-decorator]
+    @app.route("/healthz", methods=["GET"])
     def healthz(self, request: Request) -> bytes:
         """How everything is; always 200 while the process is well."""
         return _json(request, self.health(full=getattr(request, "authenticated", False)))
 
-    @app.route("/readyz", methods=["GET"])  # type: ignore[untyped-decorator]
+    @app.route("/readyz", methods=["GET"])
     def readyz(self, request: Request) -> bytes:
         """200 when calls are taken, else 503."""
         ready = self.readiness.ready and self.store.writable

@@ -129,8 +129,10 @@ class Outflow:
     def _backlog(self) -> int:
         """Bytes that the transport still holds; 0 where it does not tell."""
         transport: Any = self._request.transport
-        return len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0) + getattr(
-            transport, "_tempDataLen", 0
+        return (
+            len(getattr(transport, "dataBuffer", b""))
+            - getattr(transport, "offset", 0)
+            + getattr(transport, "_tempDataLen", 0)
         )
 
     def _beat(self, slept: bool) -> None:
@@ -138,7 +140,8 @@ class Outflow:
         self._stalled_for = 0 if slept or unsent < self._unsent else self._stalled_for + 1
         self._unsent = unsent
         if self._stalled_for >= CLIENT_STALL:
-            self._request.transport.abortConnection()
+            transport: Any = self._request.transport
+            transport.abortConnection()
 
     def _lost(self, failure: Failure) -> None:
         self.gone = True

@@ -73,6 +73,7 @@ class Residency:
     """The runner that the target holds, as far as foreman knows.
 
     :ivar resident: the runner of foreman's last generation while the target still lists its model, else None.
+    :ivar resident_name: the model as its last job named it; means nothing while `resident` is None.
     :ivar swaps: how many times a runner was loaded in another one's place or into an empty slot.
     """
 
@@ -95,6 +96,7 @@ class Residency:
         self._load_timeout = load_timeout
         self._embedder = None if embedder is None else normalise(embedder)
         self.resident: Runner | None = None
+        self.resident_name: str | None = None
         self.swaps = 0
         self._warm_until = 0.0
         self._debt: _Debt | None = None
@@ -119,7 +121,7 @@ class Residency:
 
     def ran(self, load: Load, *, renewed: bool) -> None:
         """A generation for that runner has ended; unless `renewed`, the keep_alive it named itself rules now."""
-        self.resident = load.runner
+        self.resident, self.resident_name = load.runner, load.name
         if load.keep_alive is not None and not renewed:
             self._debt = None
         lasting = renewed or load.keep_alive is None or load.keep_alive >= self._keep_alive
@@ -142,13 +144,13 @@ class Residency:
             self.resident = None
             keep_alive = load.keep_alive or self._keep_alive
             await self._request(load, keep_alive if keep_alive.seconds > 0 else None)
-            self.resident = load.runner
+            self.resident, self.resident_name = load.runner, load.name
         finally:
             self._loading = False
 
     async def renew(self, load: Load) -> bool:
         """Make the runner outlive its job's own shorter keep_alive; the job is running.  True if it will."""
-        assert load.keep_alive is not None
+        assert load.keep_alive is not None  # noqa: S101 (see `must_renew`)
         lasting = self._keep_alive if self._keep_alive.seconds > 0 else KeepAlive(seconds=300.0, wire=300)
         try:
             await self._request(load, lasting)

@@ -134,7 +134,7 @@ class Worker:
     @property
     def resident_name(self) -> str | None:
         """The model foreman believes to be resident, by name, for operators."""
-        return self._residency.resident_name
+        return self._residency.resident_name if self._residency.resident is not None else None
 
     def wake(self) -> None:
         """Look again: there may be something to do."""
@@ -152,15 +152,14 @@ class Worker:
         if run is not None and self.running is not None:
             grace = self._patience.shutdown_grace if self.running.state is JobState.WORKING else 0.0
             limit = self._clock.callLater(grace, run.cancel)
-            finished: Deferred[None] = Deferred()
-            run.addBoth(lambda result: (finished.callback(None), result)[1])
-            await finished
+            with suppress(CancelledError):
+                await run
             if limit.active():
                 limit.cancel()
         if loop is not None:
-            loop.addErrback(lambda failure: failure.trap(CancelledError) and None)
             loop.cancel()
-            await loop
+            with suppress(CancelledError):
+                await loop
 
     # -- the loop ------------------------------------------------------------------------------------------------
 

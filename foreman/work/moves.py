@@ -1,0 +1,209 @@
+"""The moves of a job: pure functions from the job before to the job after, and the one place that writes them.
+
+Every transition, whoever asks for it, is a call of `Transaction.move`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from foreman.job import TRANSITIONS, Ending, ErrorCode, Job, JobError, JobState, NewJob, Runner
+from foreman.work import queries
+from foreman.work.schedule import order_key
+
+# -- from the job before to the job after ----------------------------------------------------------------------------
+
+
+def picked(job: Job, now: int) -> Job:
+    """The worker has chosen it: the next attempt begins."""
+    return evolve(job, state=JobState.LOADING, attempt=job.attempt + 1, loading_at=now, working_at=None)
+
+
+def at_work(job: Job, now: int) -> Job:
+    """Its runner is resident and its request goes to the target."""
+    return evolve(job, state=JobState.WORKING, working_at=now)
+
+
+def ended(job: Job, ending: Ending) -> Job:
+    """It is over."""
+    return evolve(
+        job,
+        state=ending.state,
+        completed_at=ending.at,
+        first_byte_at=ending.first_byte_at,
+        prompt_tokens=ending.prompt_tokens,
+        output_tokens=ending.output_tokens,
+        error=ending.error,
+    )
+
+
+def requeued(job: Job) -> Job:
+    """It waits again, and nothing is charged."""
+    return evolve(job, state=JobState.QUEUED)
+
+
+def charged(job: Job, cause: JobError, *, now: int, max_attempts: int) -> Job:
+    """It waits again with one failure more, or has failed for good when that was its last."""
+    failures = job.failures + 1
+    if failures < max_attempts:
+        return evolve(job, state=JobState.QUEUED, failures=failures)
+    error = JobError(
+        ErrorCode.ATTEMPTS_EXHAUSTED, f"gave up after {failures} failures, the last: {cause.code}: {cause.message}"
+    )
+    return ended(evolve(job, failures=failures), Ending(error=error, at=now))
+
+
+# -- the rows --------------------------------------------------------------------------------------------------------
+
+
+def job_of(row: tuple[Any, ...]) -> Job:
+    """The job in a row of `queries.COLUMNS`."""
+    return Job(
+        seq=row[0],
+        id=row[1],
+        sync=bool(row[2]),
+        endpoint=row[3],
+        model=row[4],
+        runner=Runner(row[5], row[6]),
+        size=row[7],
+        state=JobState(row[8]),
+        attempt=row[9],
+        failures=row[10],
+        created_at=row[11],
+        loading_at=row[12],
+        working_at=row[13],
+        first_byte_at=row[14],
+        completed_at=row[15],
+        prompt_tokens=row[16],
+        output_tokens=row[17],
+        error=None if row[18] is None else JobError(ErrorCode(row[18]), row[19]),
+    )
+
+
+@frozen
+class Move:
+    """What a transaction did to one job.
+
+    :ivar job: as it is afterwards.
+    :ivar was: its state before, None if it is new.
+    :ivar ready: it may be picked now.
+    """
+
+    job: Job
+    was: JobState | None
+    ready: bool
+
+
+@frozen
+class Transaction:
+    """One write transaction over the jobs, off the reactor thread.
+
+    :ivar moves: what was done so far, in order; true once the transaction is committed.
+    """
+
+    cursor: sqlite3.Cursor
+    moves: list[Move] = field(factory=list)
+
+    def accept(self, new: NewJob) -> Job:
+        """Store a new job at the end of the queue.
+
+        :raise sqlite3.IntegrityError: its id exists.
+        """
+        runner = new.runner
+        self.cursor.execute(
+            queries.INSERT,
+            (new.id, new.sync, new.endpoint, new.model, runner.model, runner.options, new.size, new.created_at),
+        )
+        seq = self.cursor.lastrowid
+        assert seq is not None  # noqa: S101 - an INSERT just succeeded
+        job = Job(
+            seq=seq,
+            id=new.id,
+            sync=new.sync,
+            endpoint=new.endpoint,
+            model=new.model,
+            runner=runner,
+            size=new.size,
+            state=JobState.QUEUED,
+            attempt=0,
+            failures=0,
+            created_at=new.created_at,
+        )
+        self.moves.append(Move(job, None, ready=True))
+        return job
+
+    def move(self, before: Job, after: Job, *, not_before: int = 0, orphaned: int | None = None) -> bool:
+        """Write one transition, if the row is still as it was `before`.
+
+        :param not_before: of a job that waits again: milliseconds since the epoch, 0 for at once.
+        :param orphaned: how many starts in a row have found it without an owner; None leaves the count.
+        :return: False if somebody moved it meanwhile: nothing is written.
+        :raise ValueError: no job may ever go from the one state to the other.
+        """
+        if after.state not in TRANSITIONS[before.state]:
+            raise ValueError(f"a job does not go from {before.state} to {after.state}")
+        self.cursor.execute(
+            queries.MOVE,
+            {
+                "seq": before.seq,
+                "was_state": before.state,
+                "was_attempt": before.attempt,
+                "state": after.state,
+                "attempt": after.attempt,
+                "failures": after.failures,
+                "not_before": not_before,
+                "orphaned": orphaned,
+                "loading_at": after.loading_at,
+                "working_at": after.working_at,
+                "first_byte_at": after.first_byte_at,
+                "completed_at": after.completed_at,
+                "prompt_tokens": after.prompt_tokens,
+                "output_tokens": after.output_tokens,
+                "error_code": after.error and after.error.code,
+                "error_message": after.error and after.error.message,
+            },
+        )
+        if self.cursor.rowcount != 1:
+            return False
+        self.moves.append(Move(after, before.state, ready=after.state is JobState.QUEUED and not_before == 0))
+        return True
+
+    def choose(self, now: int, resident: Runner | None, aside: Collection[Runner]) -> Job | None:
+        """The job to run next: that with the smallest `schedule.order_key` among the ready ones.
+
+        :param aside: runners that are not to be chosen.
+        """
+        self.cursor.execute(queries.RELEASE, (now,))
+        job = None
+        if resident is not None and resident not in aside:
+            job = self._one(queries.OLDEST_OF_RUNNER, (resident.model, resident.options))
+        if job is None and aside:
+            firsts = (job_of(row) for row in self.cursor.execute(queries.OLDEST_OF_EACH_RUNNER))
+            return min(
+                (first for first in firsts if first.runner not in aside),
+                key=lambda first: order_key(first, resident),
+                default=None,
+            )
+        if job is None and resident is not None:
+            job = self._one(queries.OLDEST_OF_MODEL, (resident.model,))
+        return job or self._one(queries.OLDEST, ())
+
+    def at(self, seq: int) -> Job | None:
+        """The job with this key."""
+        return self._one(queries.BY_SEQ, (seq,))
+
+    def interrupted(self) -> list[tuple[Job, int]]:
+        """Jobs that were loading or working, each with how many starts in a row had found it so before."""
+        return [(job_of(row), row[-1]) for row in self.cursor.execute(queries.INTERRUPTED)]
+
+    def clients_gone(self) -> list[Job]:
+        """Sync jobs that were still queued."""
+        return [job_of(row) for row in self.cursor.execute(queries.CLIENTS_GONE)]
+
+    def _one(self, query: str, parameters: tuple[object, ...]) -> Job | None:
+        row = self.cursor.execute(query, parameters).fetchone()
+        return None if row is None else job_of(row)
