@@ -7,7 +7,6 @@ a native stream apart and puts it together as `stream: false` would have answere
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -74,23 +73,48 @@ class Verdict:
     output_ms: float | None = None
 
 
-class Tail:
-    """The last bytes of what passes by, at least `limit` of them; a chunk costs an append."""
+_SLACK = 64 * 1024
+"""Bytes of passed lines that are not worth dropping."""
 
-    def __init__(self, limit: int = LINE_LIMIT) -> None:
-        self._limit = limit
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
+_LAST_LINES = 12
+"""The last events of all dialects take fewer lines."""
+
+
+class Tail:
+    """The last bytes of what passes by, and no more of them than it takes; a chunk costs an append.
+
+    :param limit: bytes that are kept in any case.
+    :param lines: as many of the last lines are enough; None to keep bytes whatever the lines.
+    :ivar whole: nothing has been dropped.
+    """
+
+    def __init__(self, limit: int = LINE_LIMIT, lines: int | None = None) -> None:
         self.whole = True
-        """Nothing has been dropped."""
+        self._limit = limit
+        self._lines = lines
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._trim_at = limit if lines is None else min(limit, _SLACK)
+        self._cut = False  # the first line kept has lost its beginning
 
     def feed(self, chunk: bytes) -> None:
         """The next bytes."""
         self._chunks.append(chunk)
         self._size += len(chunk)
-        while self._size - len(self._chunks[0]) >= self._limit:
-            self._size -= len(self._chunks.popleft())
-            self.whole = False
+        if self._size > self._trim_at:
+            self._trim()
+
+    def _trim(self) -> None:
+        data = self.data()
+        if self._lines is not None:
+            _, *kept = data.rsplit(b"\n", self._lines + 1)
+            if len(kept) > self._lines:
+                self.whole, self._cut, data = False, False, b"\n".join(kept)
+        if len(data) > self._limit:
+            self.whole, self._cut, data = False, True, data[-self._limit :]
+        self._chunks, self._size = [data], len(data)
+        # Trimmed again when as much has come once more, so that each byte is moved a few times at most.
+        self._trim_at = self._size + max(self._size, min(self._limit, _SLACK))
 
     def data(self) -> bytes:
         """The bytes that are kept."""
@@ -99,7 +123,7 @@ class Tail:
     def last_lines(self, count: int) -> list[bytes]:
         """The last `count` lines, blank ones left out; one that has lost its beginning is none."""
         lines = self.data().rstrip().rsplit(b"\n", count)
-        if len(lines) > count or not self.whole:
+        if len(lines) > count or self._cut:
             del lines[0]
         return [line for line in lines if line.strip()]
 
@@ -121,7 +145,7 @@ class FinalWatch:
     def __init__(self, api: Api, streamed: bool, limit: int = LINE_LIMIT) -> None:
         self._api = api
         self._streamed = streamed
-        self._tail = Tail(limit)
+        self._tail = Tail(limit, lines=_LAST_LINES if streamed else None)
         self.feed = self._tail.feed
 
     def verdict(self) -> Verdict:
@@ -132,8 +156,7 @@ class FinalWatch:
             # A load or unload request is answered by one object, stream or not; one without `done` is an embedding's.
             last = _parsed(self._tail.last_line() or b"")
             return _verdict(last, complete=last.get("done", bool(last)) is True)
-        # The last events of all three dialects take fewer lines than this.
-        lines = self._tail.last_lines(12)
+        lines = self._tail.last_lines(_LAST_LINES)
         payloads = [line[5:].strip() for line in lines if line.startswith(b"data:")]
         return _of_events(payloads) if payloads else _verdict(_parsed(self._tail.data()), complete=False)
 
