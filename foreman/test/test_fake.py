@@ -210,6 +210,7 @@ async def test_frozen_answers_are_equal_to_the_byte() -> None:
     async with rig(models=default_models(), frozen=True) as it:
         answers = []
         for _ in range(2):
+            it.clock.advance(60)
             client = await it.chat("tiny-a")
             it.clock.advance(5)
             await until(partial(_ended, client))
@@ -237,6 +238,18 @@ async def test_the_clients_pace_is_kept() -> None:
             return len(client.data) > 2 * made[-1]
 
         await until(more)
+
+
+@pytest_twisted.ensureDeferred
+async def test_bytes_are_gos() -> None:
+    """HTML's signs and line separators are escaped, all else is UTF-8 as it is, and there are no blanks between."""
+    async with rig(models=default_models()) as it:
+        client = await it.chat("tiny-uni", stream=False)
+        it.clock.advance(0)
+        said = (
+            r'"content":" héllo 世界 🙂 \u003cb\u003e\u0026amp;\u003c/b\u003e \u2028 \"quoted\" back\\slash tab\there'
+        )
+        await until(lambda: said.encode() in client.data)
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------
