@@ -18,8 +18,9 @@ from typing import Any, Protocol
 
 import orjson
 from attrs import frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from foreman.detach import detach
 from foreman.errors import TargetError
@@ -188,7 +189,7 @@ class Inventory:
         self._probe_wait = 1.0
         self._polling: Deferred[Any] | None = None
         self._waiters: list[Deferred[None]] = []
-        self._probing = False
+        self._probing: Deferred[Any] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
@@ -205,9 +206,9 @@ class Inventory:
     async def stop(self) -> None:
         """Watch no more."""
         self._unsubscribe()
-        if self._polling is not None:
-            self._polling.addErrback(lambda _: None)
-            self._polling.cancel()
+        for task in (self._polling, self._probing):
+            if task is not None:
+                task.cancel()
 
     # -- what it knows -------------------------------------------------------------------------------------------
 
@@ -288,19 +289,20 @@ class Inventory:
     async def refresh(self) -> None:
         """Poll now, or join the poll under way.  Never raises for the target's sake."""
         if self._polling is None:
-            self._polling = detach(self._poll())
+            self._polling = Deferred.fromCoroutine(self._poll())
             self._polling.addBoth(self._polled)
         waiter: Deferred[None] = Deferred()
         self._waiters.append(waiter)
         await waiter
 
-    def _polled(self, result: object) -> object:
+    def _polled(self, result: object) -> None:
         self._polling = None
+        if isinstance(result, Failure):
+            _unless_cancelled(result)
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.called:
                 waiter.callback(None)
-        return result
 
     def _beat(self, slept: bool) -> None:
         now = self._clock.seconds()
@@ -310,20 +312,28 @@ class Inventory:
             if now >= self._next and self._polling is None:
                 self._next = now + self._poll_interval
                 detach(self.refresh())
-        elif not self._probing and (now >= self._next or self.jobs_waiting()):
+        elif self._probing is None and (now >= self._next or self.jobs_waiting()):
             self._next = now + self._probe_wait
             self._probe_wait = min(self._probe_wait * 2, self._poll_interval)
-            detach(self.probe())
+            self._probe(None)
 
-    async def probe(self) -> None:
+    def suspect(self, error: Exception) -> None:
+        """A call could not reach the target: if a probe cannot either, it is down."""
+        if self._probing is None:
+            self._probe(error)
+
+    def _probe(self, doubt: Exception | None) -> None:
         """Ask whether the target is there, on a connection of its own, and take note."""
-        self._probing = True
-        try:
-            answered = await self._target.probe(timeout=PROBE_TIMEOUT)
-        finally:
-            self._probing = False
-        if answered:
-            self._came_up()
+
+        def answered(result: object) -> None:
+            self._probing = None
+            if result is True:
+                self._came_up()
+            elif doubt is not None:
+                self.unreachable(doubt)
+
+        self._probing = Deferred.fromCoroutine(self._target.probe(timeout=PROBE_TIMEOUT))
+        self._probing.addCallback(answered).addErrback(_unless_cancelled)
 
     def _came_up(self) -> None:
         if self.up:
@@ -367,3 +377,9 @@ class Inventory:
             self.residents = read_residents(reply.body)
         except (ValueError, KeyError) as error:
             self._log.warn("The target's list of residents cannot be read: {error}", error=error)
+
+
+def _unless_cancelled(failure: Failure) -> None:
+    """Log what only a fault of foreman's own can have caused."""
+    if failure.check(CancelledError) is None:
+        Inventory._log.failure("Watching the target met a fault of foreman's own", failure=failure)  # noqa: SLF001

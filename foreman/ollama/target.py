@@ -43,6 +43,9 @@ from foreman.tick import Tick
 CONNECT_TIMEOUT = 10.0
 """Seconds until a connection must stand, looking up the name included."""
 
+CLOSE_TIMEOUT = 1.0
+"""Seconds that closing idle connections may take."""
+
 PERSISTENT = 8
 """Idle connections kept for the next request."""
 
@@ -139,7 +142,7 @@ class Target:
         port = parts.port or (443 if tls else 80)
         self.endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port)
         if tls:
-            policy = web.BrowserLikePolicyForHTTPS()  # type: ignore[no-untyped-call]
+            policy = web.BrowserLikePolicyForHTTPS()
             self.endpoint = wrapClientTLS(policy.creatorForNetloc(host.encode("ascii"), port), self.endpoint)
         netloc = parts.netloc.rpartition("@")[2]
         self.name = f"{parts.scheme}://{netloc}"
@@ -147,10 +150,10 @@ class Target:
         self._own_headers = [(b"Host", netloc.encode("ascii"))]
         if token:
             self._own_headers.append((b"Authorization", b"Bearer " + token.encode("ascii")))
-        self._pool = web.HTTPConnectionPool(reactor)  # type: ignore[no-untyped-call]
+        self._pool = web.HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = PERSISTENT
         self._pool.retryAutomatically = False
-        self._no_pool = web.HTTPConnectionPool(reactor, persistent=False)  # type: ignore[no-untyped-call]
+        self._no_pool = web.HTTPConnectionPool(reactor, persistent=False)
         self._cooperator = Cooperator(scheduler=partial(reactor.callLater, 0))
 
     async def exchange(
@@ -163,6 +166,7 @@ class Target:
         sink: Sink,
         first_byte: float,
         between: float,
+        fresh: bool = False,
     ) -> Head:
         """Carry one request to the target and its answer to the sink.
 
@@ -173,6 +177,7 @@ class Target:
         :param headers: as a client sent them; those that are not for the target are left out here.
         :param body: a file is sent from where it stands, and is left open.
         :param first_byte: seconds of silence allowed before the head; `between`: after it.
+        :param fresh: on a connection of its own; for who has just lost one that had been used before.
         :return: the head, when the last byte of the body is with the sink.
         :raise NotReachable: no connection; nothing was sent.
         :raise Lost: the connection broke before there was a whole head.
@@ -181,8 +186,8 @@ class Target:
         :raise ValueError: method, path or headers are not fit to be sent; nothing was.
         """
         path, outward = self._checked(path), self._outward(headers)
-        exchange = _Exchange(self, self._pool, sink, first_byte, between)
-        agent: Any = web.ProxyAgent(self.endpoint, self.reactor, exchange)  # type: ignore[no-untyped-call]
+        exchange = _Exchange(self, self._no_pool if fresh else self._pool, sink, first_byte, between)
+        agent: Any = web.ProxyAgent(self.endpoint, self.reactor, exchange)
         exchange.follow(agent.request(method, path, outward, self._producer(body)))
         return await exchange.done
 
@@ -215,7 +220,7 @@ class Target:
         collected = _Collected(limit)
         pool = self._no_pool if fresh else self._pool
         exchange = _Exchange(self, pool, collected, timeout, timeout, watched=probing)
-        agent = web.Agent(self.reactor, pool=exchange)  # type: ignore[no-untyped-call]
+        agent = web.Agent(self.reactor, pool=exchange)
         client: Any = HTTPClient(agent, data_to_body_producer=_Bytes)
         content = {"data": body} if json is None else {"json": json}
         options = {"allow_redirects": False, "unbuffered": True, "reactor": self.reactor}
@@ -240,7 +245,9 @@ class Target:
 
     async def close(self) -> None:
         """Close the idle connections."""
-        await self._pool.closeCachedConnections()  # type: ignore[no-untyped-call]
+        closing: Deferred[None] = self._pool.closeCachedConnections()
+        # Over TLS the peer has its say, which one that sleeps never has.
+        await closing.addTimeout(CLOSE_TIMEOUT, self.reactor, lambda *_: None)
 
     def _checked(self, path: bytes) -> bytes:
         if not _PATH.fullmatch(path):
@@ -271,7 +278,7 @@ class Target:
             return _Bytes(body)
         if IBodyProducer.providedBy(body):
             return body
-        return web.FileBodyProducer(_LeftOpen(body), self._cooperator)  # type: ignore[no-untyped-call]
+        return web.FileBodyProducer(_LeftOpen(body), self._cooperator)
 
 
 class _Exchange(Protocol):
@@ -350,7 +357,7 @@ class _Exchange(Protocol):
             self.fail(error)
         if self._over:
             return
-        response.deliverBody(self)  # type: ignore[no-untyped-call]
+        response.deliverBody(self)
         if self._silence.held:
             self.pause()  # deliverBody has resumed reading
 

@@ -16,7 +16,7 @@ from twisted.web.server import NOT_DONE_YET
 from ulid import ULID
 
 from foreman.detach import detach
-from foreman.errors import Forbidden, TargetError, Unavailable
+from foreman.errors import Forbidden, NotReachable, TargetError, Unavailable
 from foreman.job import ErrorCode, JobError, NewJob, Runner
 from foreman.logs import make_logger
 from foreman.ollama import requests
@@ -125,6 +125,8 @@ class NativeFace:
             if before_end is not None:
                 await before_end()
         except TargetError as error:
+            if isinstance(error, NotReachable):
+                self.inventory.suspect(error)
             outflow.fail(error)
         else:
             outflow.finish()
@@ -154,6 +156,7 @@ class NativeFace:
                 request.method, route.target, body=request.body(), headers=_headers(request), timeout=LIVE_BUDGET
             )
         except TargetError as error:
+            self.inventory.suspect(error)
             kept = await self.inventory.kept(key)
             if kept is None:
                 raise Unavailable(f"The target does not answer: {error}", retry_after=5) from error

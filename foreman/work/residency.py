@@ -188,7 +188,7 @@ class Residency:
         body = {"model": load.name, **load.fields}
         if keep_alive is not None:
             body["keep_alive"] = keep_alive.wire
-        reply = await self._target.call(b"POST", path, json=body, timeout=self._load_timeout, probing=True)
+        reply = await self._target.call(b"POST", path, json=body, timeout=self._load_timeout, probing=True, fresh=True)
         if reply.status >= 400:
             raise outcome.of_body(reply.status, reply.body, reply.retry_after)
 

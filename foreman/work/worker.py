@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
 from foreman.detach import detach
-from foreman.errors import Answered, StoreError, TargetError, Unavailable, Unwritable
+from foreman.errors import Answered, Lost, StoreError, TargetError, Unavailable, Unwritable
 from foreman.job import Ending, ErrorCode, Job, JobError, JobState, Runner
 from foreman.logs import make_logger
 from foreman.ollama.inventory import Inventory
@@ -118,6 +118,7 @@ class Worker:
         self._busy_until = 0.0
         self._busy_answers = 0
         self._unwritten = 0
+        self._distrusted = False  # idle connections: one has just turned out to be dead
         self._stopping = False
         self._loop: Deferred[None] | None = None
         self._run: Deferred[None] | None = None
@@ -170,7 +171,7 @@ class Worker:
                 while self._may_take() and (job := await self._take()) is not None:
                     self.running = job
                     try:
-                        self._run = detach(self._one(job))
+                        self._run = Deferred.fromCoroutine(self._one(job))
                         await self._run
                     finally:
                         self.running = self._run = None
@@ -299,6 +300,7 @@ class Worker:
                 sink=watcher,
                 first_byte=self._patience.answer_timeout,
                 between=self._patience.stall_timeout if streamed else self._patience.answer_timeout,
+                fresh=self._distrusted,
             )
         )
         caller.on_gone = exchange.cancel
@@ -306,7 +308,7 @@ class Worker:
         result: Outcome
         try:
             head = await exchange
-            ran = True
+            ran, self._distrusted = True, False
             result = outcome.of_answer(head.status, watcher.watch.verdict())
         except CancelledError:
             if not caller.gone:
@@ -314,6 +316,7 @@ class Worker:
             result = Fail(CLIENT_LEFT)
         except TargetError as error:
             result = outcome.of_error(error)
+            self._distrusted = isinstance(error, Lost) and error.reused
         finally:
             caller.on_gone = None
             renewal, self._renewal = self._renewal, None
