@@ -177,7 +177,7 @@ def _run_one(connection: sqlite3.Connection, work: Callable[[sqlite3.Cursor], An
         if not connection.in_transaction:
             raise  # on some I/O errors SQLite drops the whole transaction, and with it the writes before this one
         connection.execute("ROLLBACK TO one")
-        outcome = Failure()  # type: ignore[no-untyped-call]  # its caller alone hears of it
+        outcome = Failure()  # its caller alone hears of it
     connection.execute("RELEASE one")
     return outcome
 
@@ -297,7 +297,7 @@ class Database:
                         run_batch, [write.work for write in batch], durable=durable
                     )
             except Exception:  # noqa: BLE001 - whatever it was, each caller of the batch hears of it
-                failure = Failure()  # type: ignore[no-untyped-call]
+                failure = Failure()
                 for write in batch:
                     write.waiter.errback(failure)
             else:
@@ -311,7 +311,7 @@ class Database:
             for pragma in pragmas:
                 connection.execute(pragma)
 
-        pool: Any = ConnectionPool(  # type: ignore[no-untyped-call]
+        pool: Any = ConnectionPool(
             "sqlite3",
             str(self._path),
             check_same_thread=False,  # the pool closes connections from the reactor thread
