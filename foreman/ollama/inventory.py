@@ -12,7 +12,7 @@ the laptop sleeps still answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -144,13 +144,15 @@ def _entries(body: bytes) -> list[dict[str, Any]]:
 class Inventory:
     """The poller: models, residents, up or down.
 
-    :ivar state: whether the target answers; never `WEDGED`, which is the worker's to say.
+    :ivar up: whether the target answers.
+    :ivar wedged: it answers, but no job gets through; the worker's to say.
     :ivar down_since: `clock.seconds()` when it went down; meaningless while it is up.
     :ivar models: the last list of models by normalised name, None until there was one.
     :ivar residents: the last list of residents.
     :ivar version: the target's version, empty until known.
     :ivar last_poll: milliseconds since the epoch of the last answered poll, None if there was none.
     :ivar last_error: what the last failed poll said, None after a good one.
+    :ivar polls_answered: polls so far that reached the target; `polls_failed`: that did not.
     :ivar on_up: called, in order, whenever the target comes back; the worker's wake-up stands first.
     :ivar on_poll: called after each poll that the target answered.
     :ivar jobs_waiting: asked at each beat while the target is down.
@@ -174,16 +176,21 @@ class Inventory:
         self._now_ms = now_ms
         self._poll_interval = poll_interval
         self._shelf = shelf
-        self.state = TargetState.DOWN
+        self.up = False
+        self.wedged = False
         self.down_since = clock.seconds()
         self.models: Mapping[str, Model] | None = None
         self.residents: tuple[Resident, ...] = ()
         self.version = ""
         self.last_poll: int | None = None
         self.last_error: str | None = None
+        self.polls_answered = 0
+        self.polls_failed = 0
         self.on_up: list[Callable[[], None]] = []
         self.on_poll: list[Callable[[], None]] = []
         self.jobs_waiting: Callable[[], bool] = lambda: False
+        self._in_vram: set[str] = set()
+        self._fell_back: set[str] = set()
         self._answers: dict[str, KeptAnswer] = {}
         self._next = 0.0  # clock.seconds() of the next poll or probe
         self._probe_wait = 1.0
@@ -213,9 +220,11 @@ class Inventory:
     # -- what it knows -------------------------------------------------------------------------------------------
 
     @property
-    def up(self) -> bool:
-        """Whether the target answers."""
-        return self.state is TargetState.UP
+    def state(self) -> TargetState:
+        """The target's state as operators see it."""
+        if not self.up:
+            return TargetState.DOWN
+        return TargetState.WEDGED if self.wedged else TargetState.UP
 
     def find(self, name: str) -> Model | None:
         """The model of that name, in any of its spellings, by the last list."""
@@ -280,7 +289,7 @@ class Inventory:
         """Somebody could not reach the target: it is down from now on, and probed."""
         self.last_error = str(error)
         if self.up:
-            self.state = TargetState.DOWN
+            self.up = False
             self.down_since = self._clock.seconds()
             self._probe_wait = 1.0
             self._next = 0.0
@@ -338,7 +347,7 @@ class Inventory:
     def _came_up(self) -> None:
         if self.up:
             return
-        self.state = TargetState.UP
+        self.up = True
         self._log.info("The target is up")
         for told in self.on_up:
             told()
@@ -351,11 +360,13 @@ class Inventory:
         except TargetError as error:
             # A pooled connection may have died with the target's sleep: only a fresh one tells.
             if not await self._target.probe(timeout=PROBE_TIMEOUT):
+                self.polls_failed += 1
                 self.unreachable(error)
                 return
         else:
             self.learn("/api/version", version)
         self._came_up()
+        self.polls_answered += 1
         self.last_poll = self._now_ms()
         self.last_error = None
         for path in ("/api/tags", "/api/ps"):
@@ -377,6 +388,23 @@ class Inventory:
             self.residents = read_residents(reply.body)
         except (ValueError, KeyError) as error:
             self._log.warn("The target's list of residents cannot be read: {error}", error=error)
+            return
+        for resident in self.residents:
+            whole = 0 < resident.size <= resident.size_vram
+            if whole:
+                self._in_vram.add(resident.name)
+                self._fell_back.discard(resident.name)
+            elif resident.name in self._in_vram and resident.name not in self._fell_back:
+                self._fell_back.add(resident.name)
+                self._log.warn("{model} runs on the CPU, in whole or in part; before, it did not", model=resident.name)
+
+    def warnings(self) -> Iterable[str]:
+        """What `/healthz` should warn of: models that lost the GPU, as happens when a laptop wakes."""
+        return [
+            f"{resident.name} has {resident.size_vram} of {resident.size} bytes in video memory; before, it had all"
+            for resident in self.residents
+            if resident.name in self._fell_back
+        ]
 
 
 def _unless_cancelled(failure: Failure) -> None:

@@ -177,7 +177,8 @@ async def test_a_silent_job_on_a_target_that_is_awake_is_charged() -> None:
         beat(here, 11)
         await eventually(lambda: here.fake.requests[-1].path == "/api/version")
         await eventually(lambda: here.fake.requests[-1].outcome == "answered")
-        await eventually(lambda: (beat(here, 1), here.foreman._store.backlog.queued == 1)[1])
+        beat(here, 5)
+        await eventually(lambda: here.foreman._store.backlog.queued == 1)
         rows = await here.rows()
         assert (rows[0]["failures"], rows[0]["state"]) == (1, "queued")
         await eventually(lambda: client.ended)
@@ -265,7 +266,7 @@ async def test_a_short_keep_alive_waits_until_the_queue_of_its_runner_is_empty()
     async with house(models=default_models(load_time=0.1, token_rate=200.0)) as here:
         calls = []
         for keep_alive in (0, None, 0, None):
-            more = {} if keep_alive is None else {"keep_alive": keep_alive}
+            more: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
             calls.append(await here.send("POST", "/api/chat", chat("tiny-a", stream=False, **more)))
             await eventually(lambda: len(here.foreman._switchboard) == len(calls))
         await eventually(lambda: all(call.ended for call in calls))

@@ -192,7 +192,7 @@ def render_error(request: Request, error: BaseException) -> bytes:
         body = b""
         headers.removeHeader(b"content-type")
     else:
-        content_type, body = error_body(request.path, status, _message(error))
+        content_type, body = error_body(request.path, status, message_of(error))
         headers.setRawHeaders(b"content-type", [content_type])
     headers.setRawHeaders(b"content-length", [b"%d" % len(body)])
     return body
@@ -241,7 +241,8 @@ def _unexpected(error: BaseException) -> bool:
     return status_of(error) == 500 and not isinstance(error, Answered)
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """What a client is told of an error."""
     if isinstance(error, CancelledError):
         return "foreman is stopping"
     return "internal error" if _unexpected(error) else str(error)

@@ -7,9 +7,10 @@ the target's to give.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from math import inf
 
 from attrs import define, field, frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
@@ -20,6 +21,7 @@ from foreman.errors import Forbidden, NotReachable, TargetError, Unavailable
 from foreman.job import ErrorCode, JobError, NewJob, Runner
 from foreman.logs import make_logger
 from foreman.ollama import requests
+from foreman.ollama.embedder import Embedder
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.names import is_cloud, normalise
 from foreman.ollama.requests import Inference, Unreadable
@@ -29,6 +31,7 @@ from foreman.tick import Tick
 from foreman.web.errors import respond_error
 from foreman.web.site import Request
 from foreman.web.streams import Outflow, WaitingCaller
+from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.store import Store
 from foreman.work.switchboard import Errand, Switchboard
@@ -46,8 +49,8 @@ class Limits:
     """How long things may take, in seconds; the settings of the same names."""
 
     answer_timeout: float
-    stall_timeout: float
     sync_wait: float
+    hold_line: float
 
 
 @define(eq=False)
@@ -59,11 +62,13 @@ class NativeFace:
     inventory: Inventory
     residency: Residency
     switchboard: Switchboard
+    pause: Pause
     tick: Tick
     clock: IReactorTime
     now_ms: Callable[[], int]
     limits: Limits
     model_admin: bool
+    embedder: Embedder | None
     _unsubscribe: Callable[[], None] = field(init=False, default=lambda: None)
 
     _log = make_logger()
@@ -182,6 +187,9 @@ class NativeFace:
         if read.model == "" or is_cloud(read.model):
             await self._carry(request, route)
             return
+        if route.kind is Kind.EMBED and self.embedder is not None and self.embedder.is_named(read.model):
+            await self._embed(request, route, read, self.embedder)
+            return
         if read.is_unload:
             self.residency.disturbed()
             await self._carry(request, route)
@@ -194,17 +202,38 @@ class NativeFace:
         key = normalise(read.model) if model is None else model.key
         await self._queue(request, route, body, read, Runner(key, read.options))
 
+    async def _embed(self, request: Request, route: Route, read: Inference, embedder: Embedder) -> None:
+        """Carry a call to the pinned embedder when its turn comes: no queue, no row."""
+        self.pause.check()
+        if not self.inventory.up:
+            raise Unavailable("The target cannot be reached", retry_after=5)
+        turn = embedder.turns.acquire()
+        request.notifyFinish().addErrback(lambda _: turn.cancel())
+        try:
+            await turn
+        except CancelledError:
+            return  # the client has left
+        try:
+            self.pause.check()
+            await self._carry(request, route)
+        finally:
+            embedder.turns.release()
+            if read.keep_alive is not None and read.keep_alive.seconds < inf:
+                embedder.pin()  # Ollama keeps the last keep_alive it was given
+
     async def _queue(
         self, request: Request, route: Route, body: bytes, inference: Inference | None, runner: Runner
     ) -> None:
         """Make a row of the call and let the worker answer it."""
+        self.pause.check()
         errand = Errand(
             route=route, path=route.target, headers=_headers(request), body=request.body, inference=inference
         )
-        caller = WaitingCaller(request, self.tick, errand, since=self.clock.seconds())
+        job_id = str(ULID())
+        caller = WaitingCaller(request, self.tick, errand, since=self.clock.seconds(), job_id=job_id)
         caller.on_left = lambda: self._left(caller)
         new = NewJob(
-            id=str(ULID()),
+            id=job_id,
             sync=True,
             endpoint=route.path,
             model="" if inference is None else inference.model,
@@ -212,12 +241,12 @@ class NativeFace:
             size=len(body),
             created_at=self.now_ms(),
         )
-        self.switchboard.connect(new.id, caller)
+        self.switchboard.connect(job_id, caller)
         try:
             await detach(self._admit(new, caller))
             await caller.over
         finally:
-            self.switchboard.disconnect(new.id)
+            self.switchboard.disconnect(job_id)
 
     async def _admit(self, new: NewJob, caller: WaitingCaller) -> None:
         """Commit the row, to the end, whether or not the client still waits."""
@@ -250,15 +279,20 @@ class NativeFace:
     # -- while they wait -----------------------------------------------------------------------------------------
 
     def _beat(self, slept: bool) -> None:
-        if self.inventory.up:
-            return
-        now = self.clock.seconds()
+        now, limits = self.clock.seconds(), self.limits
+        down_for = 0.0 if self.inventory.up else now - self.inventory.down_since
         for caller in self.switchboard:
-            if not isinstance(caller, WaitingCaller) or caller.on_gone is not None:
+            if not isinstance(caller, WaitingCaller):
                 continue
-            if now - max(self.inventory.down_since, caller.since) >= self.limits.sync_wait:
+            if self.pause.active and caller.on_gone is None:
+                self._give_up(caller, self.pause.refusal(), ErrorCode.CANCELLED)
+                continue
+            waited = now - caller.since
+            if min(down_for, waited) >= limits.sync_wait and caller.on_gone is None:
                 error = Unavailable("The target cannot be reached", retry_after=30)
                 self._give_up(caller, error, ErrorCode.TIMEOUT)
+            elif limits.hold_line and waited >= limits.hold_line:
+                caller.hold_line(now)
 
 
 def _answer_failure(failure: Failure, request: Request) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
@@ -18,9 +19,10 @@ from twisted.web.server import Request
 from zope.interface import implementer
 
 from foreman.job import Job
+from foreman.ollama.routes import Api
 from foreman.ollama.target import Flow, Head
 from foreman.tick import Tick
-from foreman.web.errors import respond_error
+from foreman.web.errors import error_body, message_of, respond_error, status_of
 from foreman.work.switchboard import Errand
 
 BUFFER = 1024 * 1024
@@ -28,6 +30,10 @@ BUFFER = 1024 * 1024
 
 CLIENT_STALL = 60.0
 """Seconds (beats of the tick) for which a client may accept nothing while data waits."""
+
+
+FILL_EVERY = 30.0
+"""Seconds between two bytes of filler on a held line."""
 
 
 @implementer(IPushProducer)
@@ -173,30 +179,83 @@ class Outflow:
 class WaitingCaller(Outflow):
     """A sync call's client: an `Outflow` that waits in the queue first (`foreman.work.switchboard.Caller`).
 
+    Holding the line: clients and proxies give up after minutes without a byte, so one that has waited long gets its
+    `200` and content type early, and filler between that no parser minds (measured with the official clients).  From
+    then on a failure can only be told in the body.
+
     :ivar since: `clock.seconds()` when the call came.
     :ivar job: its row as the worker last saw it, None until it is accepted.
     :ivar on_gone: the worker's, while it runs the job.
     :ivar on_left: the native face's, told once when the client leaves early while the worker does not run its job.
     """
 
-    def __init__(self, request: Request, tick: Tick, errand: Errand, *, since: float) -> None:
+    def __init__(self, request: Request, tick: Tick, errand: Errand, *, since: float, job_id: str) -> None:
         super().__init__(request, tick)
         self.errand = errand
         self.since = since
         self.job: Job | None = None
         self.on_gone: Callable[[], None] | None = None
         self.on_left: Callable[[], None] = lambda: None
+        self._job_id = job_id
+        self._line: Line | None = None
+        self._filled_at = 0.0
+        self._error: list[bytes] | None = None  # the pieces of an error answer that must go into the body
+
+    def hold_line(self, now: float) -> None:
+        """Send the head early, and filler every `FILL_EVERY` seconds until the answer begins."""
+        if self.begun or self.gone or self.over.called or self._paused:
+            return
+        if self._line is None:
+            self._line = Line.of(self.errand)
+            headers = self._request.responseHeaders
+            headers.setRawHeaders(b"content-type", [self._line.content_type])
+            headers.setRawHeaders(b"x-foreman-job", [self._job_id.encode()])
+            self._request.registerProducer(self, streaming=True)
+        elif now - self._filled_at < FILL_EVERY:
+            return
+        self._filled_at = now
+        self._request.write(self._line.filler)
 
     def begin(self, head: Head, flow: Flow) -> None:
-        """Send the head with what foreman knows of the job."""
-        job = self.job
-        if job is not None and not self.gone:
-            headers = self._request.responseHeaders
-            headers.setRawHeaders(b"x-foreman-job", [job.id.encode()])
-            if job.loading_at is not None and job.working_at is not None:
-                queued, loaded = job.loading_at - job.created_at, job.working_at - job.loading_at
-                headers.setRawHeaders(b"server-timing", [b"queue;dur=%d, load;dur=%d" % (queued, loaded)])
+        """Send the head with what foreman knows of the job; on a held line only the body is still to come."""
+        if self.gone:
+            return
+        if self._line is not None:
+            self.begun = True
+            self._flow = flow
+            if head.status >= 300:
+                self._error = []
+            return
+        job, headers = self.job, self._request.responseHeaders
+        headers.setRawHeaders(b"x-foreman-job", [self._job_id.encode()])
+        if job is not None and job.loading_at is not None and job.working_at is not None:
+            queued, loaded = job.loading_at - job.created_at, job.working_at - job.loading_at
+            headers.setRawHeaders(b"server-timing", [b"queue;dur=%d, load;dur=%d" % (queued, loaded)])
         super().begin(head, flow)
+
+    def write(self, data: bytes) -> None:
+        """Send the next bytes; those of an error on a held line when it is whole."""
+        if self._error is None:
+            super().write(data)
+        elif sum(map(len, self._error)) < BUFFER:
+            self._error.append(data)
+
+    def finish(self) -> None:
+        """The answer is whole."""
+        if self._error is not None and self._line is not None:
+            body, self._error = b"".join(self._error), None
+            self.write(self._line.failure(body))
+        super().finish()
+
+    def fail(self, error: Exception) -> None:
+        """There will be no answer but this error, told in the body if the line is held."""
+        if self._line is None or self.begun or self.gone or self.over.called:
+            super().fail(error)
+            return
+        self.begun = True
+        _, body = error_body(self._request.path, status_of(error), message_of(error))
+        self.write(self._line.failure(body))
+        super().finish()
 
     def left(self) -> None:
         """Tell the worker, which closes its connection to the target, or the face, which ends the row."""
@@ -204,3 +263,31 @@ class WaitingCaller(Outflow):
             self.on_gone()
         else:
             self.on_left()
+
+
+@frozen
+class Line:
+    """How a line is held: what is sent early and between, and the form of a failure afterwards.
+
+    :ivar failing: makes what stands in the stream for an error out of the error's JSON document.
+    """
+
+    content_type: bytes
+    filler: bytes
+    failing: bytes
+
+    @classmethod
+    def of(cls, errand: Errand) -> Line:
+        """The line of a call, by its dialect and whether it streams."""
+        route = errand.route
+        streamed = route.streams and (route.default_stream if errand.inference is None else errand.inference.stream)
+        if not streamed:
+            return cls(b"application/json", b" ", b"%s")
+        if route.api is Api.NATIVE:
+            return cls(b"application/x-ndjson", b" ", b"%s\n")
+        event = b"event: error\n" if route.api is Api.ANTHROPIC else b""
+        return cls(b"text/event-stream", b": \n\n", event + b"data: %s\n\n")
+
+    def failure(self, document: bytes) -> bytes:
+        """What to send for a failure whose JSON document is this."""
+        return self.failing % document.strip()

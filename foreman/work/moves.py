@@ -6,7 +6,7 @@ Every transition, whoever asks for it, is a call of `Transaction.move`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from attrs import evolve, field, frozen
@@ -191,6 +191,10 @@ class Transaction:
         if job is None and resident is not None:
             job = self._one(queries.OLDEST_OF_MODEL, (resident.model,))
         return job or self._one(queries.OLDEST, ())
+
+    def lift(self, charges: Mapping[int, int]) -> None:
+        """Take back charges, by seq, of jobs that still wait."""
+        self.cursor.executemany(queries.LIFT, [(count, seq) for seq, count in charges.items()])
 
     def at(self, seq: int) -> Job | None:
         """The job with this key."""

@@ -76,6 +76,47 @@ OLDEST_OF_EACH_RUNNER = f"""
 not of the jobs behind them.  (Comparing both columns at once, as a row value, would walk every job of the model.)
 For choosing while some runners are set aside."""
 
+# -- looking ahead ---------------------------------------------------------------------------------------------------
+
+READY_OF_RUNNER = f"""
+    SELECT {COLUMNS} FROM jobs
+    WHERE state = 'queued' AND not_before = 0 AND runner_model = ? AND runner_options = ? ORDER BY seq LIMIT ?
+"""  # noqa: S608
+"""A runner's oldest ready jobs."""
+
+DUE = f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND not_before > 0 AND not_before <= ?"  # noqa: S608
+"""Jobs whose backoff has passed and that `RELEASE` has not made ready yet."""
+
+OLDEST_OF_EACH_NAME = """
+    WITH RECURSIVE firsts (seq) AS (
+        SELECT (
+            SELECT seq FROM jobs WHERE state = 'queued' ORDER BY runner_model, runner_options, model, seq LIMIT 1
+        )
+        UNION ALL
+        SELECT coalesce(
+            (
+                SELECT seq FROM jobs WHERE state = 'queued'
+                    AND runner_model = this.runner_model AND runner_options = this.runner_options
+                    AND model > this.model
+                ORDER BY model, seq LIMIT 1
+            ),
+            (
+                SELECT seq FROM jobs WHERE state = 'queued'
+                    AND runner_model = this.runner_model AND runner_options > this.runner_options
+                ORDER BY runner_options, model, seq LIMIT 1
+            ),
+            (
+                SELECT seq FROM jobs WHERE state = 'queued' AND runner_model > this.runner_model
+                ORDER BY runner_model, runner_options, model, seq LIMIT 1
+            )
+        )
+        FROM firsts JOIN jobs AS this USING (seq)
+    )
+    SELECT model, created_at FROM firsts JOIN jobs USING (seq)
+"""
+"""For each name as written, within each runner: when the longest waiting job came, backoff or not.  It skips through
+the index as `OLDEST_OF_EACH_RUNNER` does."""
+
 # -- starting --------------------------------------------------------------------------------------------------------
 
 INTERRUPTED = f"SELECT {COLUMNS}, orphaned FROM jobs WHERE state IN ('loading', 'working')"  # noqa: S608
@@ -136,3 +177,6 @@ KEEP = """
 
 KEPT = "SELECT value, at FROM kept WHERE key = ?"
 """An answer kept earlier, and when."""
+
+LIFT = "UPDATE jobs SET failures = max(0, failures - ?) WHERE seq = ? AND state = 'queued'"
+"""Charges made while the target was wedged, taken back from a job that still waits."""

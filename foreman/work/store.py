@@ -7,7 +7,7 @@ operation with it: a client that hangs up cancels its handler at the `await`, an
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from foreman.work import queries
 from foreman.work.backlog import Backlog
 from foreman.work.database import Database
 from foreman.work.moves import Move, Transaction, at_work, charged, ended, job_of, picked, requeued
+from foreman.work.outlook import Outlook, outlook
 from foreman.work.recovery import Recovered, recover
 
 T = TypeVar("T")
@@ -37,12 +38,14 @@ class Store:
     :ivar backlog: what waits and runs, counted in memory.
     :ivar writable: False from a write that failed until one has succeeded (`try_writing` sees to that).
     :ivar on_wake: called on the reactor thread after a commit that made a job ready.
+    :ivar on_move: each called on the reactor thread with every move of a job, in order, once it is committed.
     """
 
     def __init__(self, database: Database, clock_ms: Callable[[], int], max_queue: int, max_attempts: int) -> None:
         self.backlog = Backlog()
         self.writable = True
         self.on_wake: Callable[[], None] = lambda: None
+        self.on_move: list[Callable[[Move], None]] = []
         self._database = database
         self._clock_ms = clock_ms
         self._max_queue = max_queue
@@ -137,6 +140,10 @@ class Store:
         waits_until = not_before if after.state is JobState.QUEUED else 0
         return await self._move(job, after, not_before=waits_until, orphaned=0)
 
+    async def lift(self, charges: Mapping[int, int]) -> None:
+        """Take back charges, by seq, of jobs that still wait."""
+        await self._write(lambda transaction: transaction.lift(charges), durable=False)
+
     async def abandon(self, seq: int, error: JobError) -> JobState | None:
         """Fail a job whose caller leaves, unless it is at the target.
 
@@ -177,6 +184,14 @@ class Store:
         """When the next backoff passes, in milliseconds since the epoch; None if no job is in backoff."""
         return await self._number(queries.NEXT_DUE)
 
+    async def outlook(self, *, resident: Runner | None, aside: Collection[Runner], limit: int) -> Outlook:
+        """What waits, and which jobs `take` would pick next if it were asked `limit` times."""
+        now = self._clock_ms()
+        avoided = frozenset(aside)
+        return await self._database.read(
+            lambda cursor: outlook(cursor, now=now, resident=resident, aside=avoided, limit=limit)
+        )
+
     async def oldest(self) -> int | None:
         """When the longest waiting job was created, in milliseconds since the epoch; None if none waits."""
         return await self._number(queries.OLDEST_CREATED)
@@ -187,11 +202,11 @@ class Store:
 
     # -- keeping and forgetting --------------------------------------------------------------------------------------
 
-    async def keep(self, key: str, value: bytes) -> None:
-        """Remember an answer over restarts, in the place of the one before."""
+    async def keep(self, key: str, value: bytes, *, durable: bool = False) -> None:
+        """Remember a value over restarts, and over power cuts if `durable`, in the place of the one before."""
         now = self._clock_ms()
         await self._write(
-            lambda transaction: transaction.cursor.execute(queries.KEEP, (key, value, now)), durable=False
+            lambda transaction: transaction.cursor.execute(queries.KEEP, (key, value, now)), durable=durable
         )
 
     async def kept(self, key: str) -> tuple[bytes, int] | None:
@@ -237,6 +252,8 @@ class Store:
             raise
         for move in moves:
             self.backlog.follow(move)
+            for told in self.on_move:
+                told(move)
         if any(move.ready for move in moves):
             self.on_wake()
         return result

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
@@ -30,14 +30,17 @@ from foreman.ollama.target import Flow, Head, Target
 from foreman.tick import Tick
 from foreman.work import outcome
 from foreman.work.outcome import Fail, Outcome, Retry
+from foreman.work.pause import Pause
 from foreman.work.residency import Load, Renewal, Residency
 from foreman.work.schedule import backoff, busy_wait
 from foreman.work.store import Store
 from foreman.work.switchboard import Caller, Errand, Switchboard
+from foreman.work.wedge import Wedge
 
 T = TypeVar("T")
 
 CLIENT_LEFT = JobError(ErrorCode.CLIENT_DISCONNECTED, "The client left before its answer was complete.")
+PAUSED = JobError(ErrorCode.CANCELLED, "foreman is paused.")
 STOPPED = JobError(ErrorCode.INTERRUPTED, "foreman was stopped before the answer was complete.")
 
 RETRY_WRITE = 1.0
@@ -95,6 +98,7 @@ class Worker:
         inventory: Inventory,
         residency: Residency,
         switchboard: Switchboard,
+        pause: Pause,
         tick: Tick,
         clock: IReactorTime,
         now_ms: Callable[[], int],
@@ -106,6 +110,7 @@ class Worker:
         self._inventory = inventory
         self._residency = residency
         self._switchboard = switchboard
+        self._pause = pause
         self._tick = tick
         self._clock = clock
         self._now_ms = now_ms
@@ -117,6 +122,7 @@ class Worker:
         self._aside: dict[Runner, int] = {}
         self._busy_until = 0.0
         self._busy_answers = 0
+        self._wedge = Wedge()
         self._unwritten = 0
         self._distrusted = False  # idle connections: one has just turned out to be dead
         self._stopping = False
@@ -128,6 +134,7 @@ class Worker:
         """Begin to work."""
         self._store.on_wake = self.wake
         self._inventory.on_up.insert(0, self.wake)
+        self._pause.on_change.append(self.wake)
         self._inventory.jobs_waiting = lambda: self._store.backlog.queued > 0 or self.running is not None
         self._loop = Deferred.fromCoroutine(self._work())
         self.wake()
@@ -136,6 +143,18 @@ class Worker:
     def resident_name(self) -> str | None:
         """The model foreman believes to be resident, by name, for operators."""
         return self._residency.resident_name if self._residency.resident is not None else None
+
+    @property
+    def drains(self) -> Runner | None:
+        """The runner whose jobs come next: that of the job in hand, else the resident one; None if unknown."""
+        if self.running is None:
+            return self._residency.resident
+        return self.running.runner if self.running.runner.model else None
+
+    def set_aside(self) -> tuple[Runner, ...]:
+        """The runners that would not load and are not tried again yet."""
+        now = self._now_ms()
+        return tuple(runner for runner, until in self._aside.items() if until > now)
 
     def wake(self) -> None:
         """Look again: there may be something to do."""
@@ -176,6 +195,7 @@ class Worker:
                     finally:
                         self.running = self._run = None
                     await self._settle()
+                await self._pause.free()
                 await self._set_alarm()
             except CancelledError:
                 raise
@@ -190,6 +210,7 @@ class Worker:
         return (
             not self._stopping
             and self._inventory.up
+            and not self._pause.active
             and self._unwritten == 0
             and self._clock.seconds() >= self._busy_until
         )
@@ -203,7 +224,7 @@ class Worker:
 
     async def _settle(self) -> None:
         owes = self._residency.owes()
-        if owes is not None and self._store.backlog.of(owes) == 0:
+        if owes is not None and (self._store.backlog.of(owes) == 0 or self._pause.active):
             await self._residency.settle()
 
     async def _set_alarm(self) -> None:
@@ -255,7 +276,10 @@ class Worker:
             # Only Ollama can read this body, so what it will load is unknown, before and after.
             self._residency.disturbed()
         if job.state is JobState.LOADING:
-            if load is not None and not await self._load(job, caller, load):
+            if load is not None and not self._pause.active and not await self._load(job, caller, load):
+                return
+            if self._pause.active and not caller.gone:
+                await self._put_back(job, caller, Retry(cause=PAUSED, charged=False))
                 return
             if caller.gone:
                 self._finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
@@ -286,9 +310,14 @@ class Worker:
 
     async def _generate(self, job: Job, caller: Caller, load: Load | None) -> None:
         errand = caller.errand
-        streamed = errand.inference is None or errand.inference.stream
+        streamed = errand.route.default_stream if errand.inference is None else errand.inference.stream
         if load is not None:
-            self._renewal = Renewal(self._residency, load, lambda: self._store.backlog.of(load.runner) > 0, self._clock)
+            self._renewal = Renewal(
+                self._residency,
+                load,
+                lambda: self._store.backlog.of(load.runner) > 0 and not self._pause.active,
+                self._clock,
+            )
             self._renewal.start()
         watcher = _Watcher(caller, FinalWatch(errand.route.api, streamed), self._now_ms, self._renewal)
         exchange = Deferred.fromCoroutine(
@@ -333,12 +362,17 @@ class Worker:
             if result.unreachable:
                 self._residency.disturbed()
                 self._inventory.unreachable(TargetError(result.cause.message))
+            # A whole error answer is the call's own affair; what broke may be the target's.
+            if result.charged and not whole:
+                result = self._blame(job, result)
             if not caller.begun:
                 await self._put_back(job, caller, result)
                 return
             # The client has the answer's head: nothing can be tried again.
             result = Fail(result.cause)
         self._busy_answers = 0
+        if whole:
+            await self._absolve()
         verdict = None if watcher is None else watcher.watch.verdict()
         self._finish(
             job,
@@ -354,6 +388,24 @@ class Worker:
             caller.finish()
         elif isinstance(result, Fail):
             caller.fail(TargetError(result.error.message))
+
+    def _blame(self, job: Job, retry: Retry) -> Retry:
+        """Count a charged try; those on a wedged target charge nothing."""
+        was_wedged = self._wedge.wedged
+        wait = self._wedge.failed(job.seq)
+        if self._wedge.wedged:
+            self._busy_until = self._clock.seconds() + wait
+            self._inventory.wedged = True
+            self._log.warn("The target is wedged: {cause}", cause=retry.cause.message)
+        return evolve(retry, charged=False) if was_wedged else retry
+
+    async def _absolve(self) -> None:
+        """A job got through: whatever it was is over."""
+        lifted = self._wedge.succeeded()
+        self._inventory.wedged = False
+        if lifted:
+            self._log.info("The target works again")
+            await self._written(lambda: self._store.lift(lifted))
 
     async def _put_back(self, job: Job, caller: Caller, retry: Retry) -> None:
         not_before = 0
