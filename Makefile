@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: run demo test lint clean
+.PHONY: run demo test lint bench clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,5 +24,13 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(VENV)/.installed .venv-bench/.installed
+	$(BIN)/python -m benchmarks $(BENCH)
+
+# What `make bench` compares foreman with; where it cannot be installed that part is left out.
+.venv-bench/.installed:
+	-$(PYTHON) -m venv .venv-bench && .venv-bench/bin/pip install --quiet --disable-pip-version-check \
+		uvicorn starlette httpx && echo '*' > .venv-bench/.gitignore && touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-bench build dist *.egg-info
