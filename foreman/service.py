@@ -18,16 +18,22 @@ from foreman import __version__, logs
 from foreman.config import Configuration
 from foreman.detach import detach
 from foreman.errors import ForemanError
+from foreman.ollama.embedder import Embedder
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.requests import parse_keep_alive
 from foreman.ollama.target import Target
+from foreman.ollama.wake import WakeOnLan
 from foreman.tick import Tick
 from foreman.web.errors import install_error_handlers
+from foreman.web.health import Health
+from foreman.web.metrics import Metrics
 from foreman.web.native import Limits, NativeFace
 from foreman.web.operate import OperatorFace, Readiness
 from foreman.web.site import make_site
 from foreman.work.database import Database
+from foreman.work.pause import Pause
 from foreman.work.residency import Residency
+from foreman.work.retention import Retention
 from foreman.work.store import Store
 from foreman.work.switchboard import Switchboard
 from foreman.work.worker import Patience, Worker
@@ -56,9 +62,10 @@ class Foreman(Service):
 
         self._readiness = Readiness()
         self._tick = Tick(reactor, time.time)
-        self._store = Store(
-            Database(Path(config.db), reactor), now_ms, max_queue=config.max_queue, max_attempts=config.max_attempts
-        )
+        database = Database(Path(config.db), reactor)
+        self._store = Store(database, now_ms, max_queue=config.max_queue, max_attempts=config.max_attempts)
+        self._pause = Pause(store=self._store, tick=self._tick, clock=reactor, now_ms=now_ms)
+        self._retention = Retention(store=self._store, tick=self._tick, now_ms=now_ms, ttl=config.job_ttl)
         self._target = Target(
             reactor=reactor, url=config.ollama_url, token=_revealed(config.ollama_token), tick=self._tick
         )
@@ -85,6 +92,7 @@ class Foreman(Service):
             inventory=self._inventory,
             residency=self._residency,
             switchboard=self._switchboard,
+            pause=self._pause,
             tick=self._tick,
             clock=reactor,
             now_ms=now_ms,
@@ -95,30 +103,71 @@ class Foreman(Service):
                 shutdown_grace=config.shutdown_grace,
             ),
         )
+        self._embedder = None
+        if config.embed_model is not None:
+            self._embedder = Embedder(
+                name=config.embed_model,
+                target=self._target,
+                inventory=self._inventory,
+                load_timeout=config.load_timeout,
+                may_load=lambda: not self._pause.active,
+            )
+        if config.wake is not None:
+            WakeOnLan(
+                reactor=reactor,
+                tick=self._tick,
+                mac=config.wake.mac,
+                broadcast=config.wake.broadcast,
+                needed=lambda: not self._inventory.up and not self._pause.active and self._store.backlog.queued > 0,
+            )
         self._native = NativeFace(
             store=self._store,
             target=self._target,
             inventory=self._inventory,
             residency=self._residency,
             switchboard=self._switchboard,
+            pause=self._pause,
             tick=self._tick,
             clock=reactor,
             now_ms=now_ms,
-            limits=Limits(
-                answer_timeout=config.answer_timeout, stall_timeout=config.stall_timeout, sync_wait=config.sync_wait
-            ),
+            limits=Limits(answer_timeout=config.answer_timeout, sync_wait=config.sync_wait, hold_line=config.hold_line),
             model_admin=config.model_admin,
+            embedder=self._embedder,
         )
-        self._operators = OperatorFace(
+        self._pause.unload = self._unload
+        self._pause.on_change.append(self._pin_embedder)
+        self._health = Health(
             store=self._store,
             inventory=self._inventory,
             worker=self._worker,
-            readiness=self._readiness,
+            pause=self._pause,
             tick=self._tick,
             seconds=reactor.seconds,
             now_ms=now_ms,
             target_url=config.ollama_url,
             embedder=config.embed_model,
+        )
+        self._health.warnings_from.append(self._inventory.warnings)
+        if self._embedder is not None:
+            self._health.warnings_from.append(self._embedder.warnings)
+        metrics = Metrics(
+            store=self._store,
+            inventory=self._inventory,
+            residency=self._residency,
+            target=self._target,
+            switchboard=self._switchboard,
+            health=self._health,
+        )
+        self._store.on_move.append(metrics.moved)
+        database.on_commit = metrics.committed
+        self._operators = OperatorFace(
+            health=self._health,
+            metrics=metrics,
+            readiness=self._readiness,
+            store=self._store,
+            worker=self._worker,
+            pause=self._pause,
+            now_ms=now_ms,
         )
         own = self._operators.app.resource()
         install_error_handlers(self._operators.app)
@@ -149,16 +198,28 @@ class Foreman(Service):
             )
         self._tick.start()
         self._tick.subscribe(self._beat)
+        await self._pause.start()
         await self._inventory.start()
         self._worker.start()
         self._native.start()
-        self._operators.start()
+        self._health.start()
+        self._retention.start()
         endpoint = serverFromString(self._reactor, self._config.addr.endpoint)
         self.port = await endpoint.listen(self._site)
         self._readiness.ready = True
         if not self._config.addr.loopback and self._config.token is None:
             self._log.warn("Listening beyond loopback without FOREMAN_TOKEN: whoever reaches the port may use it")
         self._log.info("foreman {version} listens on {port}", version=__version__, port=self.port.getHost())
+
+    async def _unload(self) -> bool:
+        """Free the target's memory, for its owner."""
+        if self._embedder is not None:
+            await self._embedder.at_rest()
+        return await self._residency.clear()
+
+    def _pin_embedder(self) -> None:
+        if self._embedder is not None and self._inventory.up:
+            self._embedder.pin()
 
     def _beat(self, slept: bool) -> None:
         if not self._store.writable:
@@ -185,8 +246,10 @@ class Foreman(Service):
         if self.port is not None:
             await maybeDeferred(self.port.stopListening)
             self._native.stop()
+            await self._retention.stop()
             await self._worker.stop()
             await self._inventory.stop()
+            self._pause.stop()
             self._tick.stop()
         await self._target.close()
         await self._store.stop()

@@ -11,13 +11,14 @@ import foreman
 
 ROOT = Path(foreman.__file__).parent
 
-SHARED = {"foreman", "detach", "errors", "job", "logs", "tick"}
+SHARED = {"foreman", "detach", "errors", "job", "logs", "tick", "times"}
 """The words and tools that every room may use."""
 
 MAY_KNOW = {
     "errors": set(),
     "job": set(),
     "durations": set(),
+    "times": set(),
     "detach": set(),
     "logs": {"config", "errors"},
     "tick": {"logs"},
@@ -25,7 +26,7 @@ MAY_KNOW = {
     "config": {"kinds", "durations", "errors"},
     "ollama": SHARED,
     "work": SHARED | {"ollama"},
-    "web": SHARED | {"ollama", "work", "config"},
+    "web": SHARED | {"ollama", "work", "config", "durations"},
     "tap": {"config", "errors", "service"},
     "demo": set(),
 }

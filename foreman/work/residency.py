@@ -38,6 +38,9 @@ WARM_FOR = 2.0
 RENEW_AFTER = 0.03
 """Seconds after a request has gone out at which the target surely has it, so that a renewal comes second."""
 
+CLEAR_TIMEOUT = 10.0
+"""Seconds within which the target's memory must be seen empty when it is given back."""
+
 UNLOAD_AGAIN = 5.0
 """Seconds after which an unload request is repeated: Ollama ignores one that comes while the model loads."""
 
@@ -194,22 +197,40 @@ class Residency:
 
     # -- unloading -----------------------------------------------------------------------------------------------
 
+    async def clear(self) -> bool:
+        """Unload whatever the target holds, the embedder too; whether `/api/ps` then shows that all of it is gone."""
+        self._debt = None
+        self.disturbed()
+        try:
+            left = await self._unload_all(lambda _: True, CLEAR_TIMEOUT)
+        except TargetError as error:
+            self._log.warn("The target's memory could not be freed: {error}", error=error)
+            return False
+        for resident in left:
+            self._log.warn("{model} does not unload", model=resident.name)
+        return not left
+
     async def _make_room(self, load: Load) -> None:
         """Unload every worker model but the wanted one, and see them gone, for at most the load timeout."""
-        deadline = self._clock.seconds() + self._load_timeout
+        for other in await self._unload_all(lambda r: self._is_other(r, load.runner), self._load_timeout):
+            self._log.warn("{model} does not unload; loading beside it", model=other.name)
+
+    async def _unload_all(self, unwanted: Callable[[Resident], bool], within: float) -> list[Resident]:
+        """Unload the unwanted and see them gone; gives those that are still there after so many seconds."""
+        deadline = self._clock.seconds() + within
         asked: dict[str, float] = {}
         pause = 0.02
-        while others := [r for r in await self._residents() if self._is_other(r, load.runner)]:
+        while others := [resident for resident in await self._residents() if unwanted(resident)]:
             now = self._clock.seconds()
             if now > deadline:
-                self._log.warn("{model} does not unload; loading beside it", model=others[0].name)
-                return
+                return others
             for other in others:
                 if now >= asked.get(other.name, 0.0):
                     asked[other.name] = now + UNLOAD_AGAIN
                     await self._unload(other.name)
             await deferLater(self._clock, pause)
             pause = min(pause * 2, 0.5)
+        return []
 
     def _is_other(self, resident: Resident, wanted: Runner) -> bool:
         if self._embedder is not None and normalise(resident.name) == self._embedder:
