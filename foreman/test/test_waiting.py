@@ -95,6 +95,7 @@ async def test_foremans_own_errors_are_in_the_body_of_a_held_line() -> None:
         here.foreman._tick.beat()
         await eventually(lambda: client.ended)
         assert json.loads(client.body) == {"error": "The target cannot be reached"}
+        client.leave()
 
 
 @pytest_twisted.ensureDeferred
