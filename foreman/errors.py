@@ -107,6 +107,14 @@ class QueueFull(StoreError):
     """FOREMAN_MAX_QUEUE jobs are waiting.  Nothing was stored."""
 
 
+class KeyReused(StoreError):
+    """An idempotency key has come before, with another request."""
+
+
+class KeyGone(StoreError):
+    """An idempotency key has come before, and its jobs were deleted."""
+
+
 # -- callers ---------------------------------------------------------------------------------------------------------
 
 

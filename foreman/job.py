@@ -80,24 +80,62 @@ class Runner:
 
 
 @frozen(kw_only=True)
+class Submission:
+    """What an async job brings beyond what every job has.
+
+    :ivar body: what goes to the target, without foreman's fields and without content coding; `stream` is set when it
+        is sent.
+    :ivar content_type: of the body.
+    :ivar metadata: the JSON text of an object, None for none.
+    :ivar webhook: the `state_webhook_url`, None for none.
+    :ivar expires_at: milliseconds since the epoch; still queued then, the job has failed.
+    :ivar timeout: seconds that a run may take, None for FOREMAN_MAX_RUN.
+    """
+
+    body: bytes
+    content_type: str = "application/json"
+    metadata: str | None = None
+    webhook: str | None = None
+    expires_at: int | None = None
+    timeout: float | None = None
+
+
+@frozen(kw_only=True)
 class NewJob:
     """A job as its caller brings it, before the store has given it a place.
 
     :ivar id: a ULID, 26 characters.
-    :ivar sync: a client is waiting on the connection; the row keeps no body.
     :ivar endpoint: the route, such as `/api/chat`.
     :ivar model: as the caller wrote it.
     :ivar size: of the body, in bytes.
     :ivar created_at: milliseconds since the epoch.
+    :ivar submission: of an async job; None if a client is waiting on the connection, whose row keeps no body.
     """
 
     id: str = field(validator=max_len(26))
-    sync: bool
     endpoint: str
     model: str
     runner: Runner
     size: int = field(validator=ge(0))
     created_at: int
+    submission: Submission | None = None
+
+    @property
+    def sync(self) -> bool:
+        """Whether a client is waiting on the connection."""
+        return self.submission is None
+
+
+@frozen
+class IdempotencyKey:
+    """What makes a repeated request the same one.
+
+    :ivar key: the header's value.
+    :ivar digest: SHA-256 of the request.
+    """
+
+    key: str
+    digest: bytes
 
 
 @frozen(kw_only=True)
@@ -108,6 +146,9 @@ class Job:
     :ivar attempt: how often the worker has picked it.
     :ivar failures: the tries charged to it.
     :ivar loading_at: when it was picked last; `working_at`: when its request went to the target last.
+    :ivar output_ms: what the target says it took to produce the output.
+    :ivar unreachable_ms: for how long of its life the target could not be reached.
+    :ivar waited_for: the models that were worked for while it waited, in their order.
     """
 
     seq: int
@@ -127,7 +168,22 @@ class Job:
     completed_at: int | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    output_ms: int | None = None
+    unreachable_ms: int | None = None
+    waited_for: tuple[str, ...] = ()
     error: JobError | None = None
+
+
+@frozen(kw_only=True)
+class Artifact:
+    """A named blob that a job leaves.
+
+    :ivar name: `completion`, `content`, `thinking` or `partial`.
+    """
+
+    name: str
+    content_type: str
+    body: bytes
 
 
 @frozen(kw_only=True)
@@ -136,7 +192,9 @@ class Ending:
 
     :ivar error: None when it is done.
     :ivar first_byte_at: milliseconds since the epoch, None if no byte came.
-    :ivar prompt_tokens: and `output_tokens`: from the final chunk, None if it named none.
+    :ivar prompt_tokens: and `output_tokens`, `output_ms`: from the final chunk, None if it named none.
+    :ivar unreachable_ms: and `waited_for`: as in `Job`.
+    :ivar artifacts: what is kept of the answer; of async jobs only.
     """
 
     error: JobError | None
@@ -144,6 +202,10 @@ class Ending:
     first_byte_at: int | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    output_ms: int | None = None
+    unreachable_ms: int | None = None
+    waited_for: tuple[str, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
 
     @property
     def state(self) -> JobState:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from foreman.detach import detach
 from foreman.errors import QueueFull, Unwritable
-from foreman.job import TERMINAL, Ending, Job, JobError, JobState, NewJob, Runner
+from foreman.job import TERMINAL, Ending, IdempotencyKey, Job, JobError, JobState, NewJob, Runner, Submission
 from foreman.work import queries
 from foreman.work.backlog import Backlog
 from foreman.work.database import Database
@@ -27,6 +28,20 @@ T = TypeVar("T")
 
 PAGES_GIVEN_BACK = 1000
 """Free pages (of 4 KiB) that leave the file with one call of `prune`: some 10 ms in which no other write runs."""
+
+
+@frozen(kw_only=True)
+class Accepted:
+    """What became of a request with an idempotency key.
+
+    :ivar ids: of its jobs, in their order.
+    :ivar jobs: the same as they are now; None for one that was deleted or pruned since.
+    :ivar repeated: the request had come before, and nothing was stored.
+    """
+
+    ids: tuple[str, ...]
+    jobs: tuple[Job | None, ...]
+    repeated: bool
 
 
 class Store:
@@ -92,6 +107,31 @@ class Store:
                 self._accepting -= count
 
         return await detach(store())
+
+    async def accept_once(self, jobs: Sequence[NewJob], key: IdempotencyKey) -> Accepted:
+        """As `accept`, unless that key has come before.
+
+        :raise KeyReused: it came with another request.
+        :raise KeyGone: its jobs were deleted.
+        :raise QueueFull: there is no room for all of them, and the key is new.
+        """
+        raise NotImplementedError
+
+    async def submission(self, job: Job) -> Submission | None:
+        """What an async job has brought; None once it has ended."""
+        raise NotImplementedError
+
+    async def delete(self, job_id: str) -> JobState | None:
+        """Erase a job with all that is kept of it, unless it is at the target; no event of it is sent any more.
+
+        :return: the state it was found in: `working` is the worker's to end first (`Worker.delete`); None if there
+            is no such job.
+        """
+        raise NotImplementedError
+
+    async def expire(self) -> int:
+        """Fail queued jobs whose `expires_at` has passed; how many those were."""
+        raise NotImplementedError
 
     async def take(self, *, resident: Runner | None, warm: bool, aside: Collection[Runner]) -> Job | None:
         """Pick the next job: `loading`, or `working` at once when its runner needs no load; None if none may run.

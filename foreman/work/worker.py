@@ -181,6 +181,21 @@ class Worker:
             with suppress(CancelledError):
                 await loop
 
+    async def cancel(self, job_id: str) -> bool | None:
+        """Fail a job as `cancelled`, closing its connection to the target first if it is there.
+
+        :return: False if it was over already, or came to its end first; None if there is no such job.
+        :raise Unwritable: the store cannot be written now.
+        """
+        raise NotImplementedError
+
+    async def delete(self, job_id: str) -> bool:
+        """Cancel a job if it is not over, and erase it; no event of it is sent any more.  False if there is none.
+
+        :raise Unwritable: the store cannot be written now.
+        """
+        raise NotImplementedError
+
     # -- the loop ------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
