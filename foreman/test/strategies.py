@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorCore
 from twisted.python.failure import Failure
 
-from foreman.job import NewJob, Runner
+from foreman.job import NewJob, Runner, Submission
 from foreman.work.database import SCHEMA, Database
 
 T = TypeVar("T")
@@ -29,16 +29,23 @@ RUNNERS = (
 runners = st.sampled_from(RUNNERS)
 
 
-def new_job(number: int, *, runner: Runner = RUNNERS[0], sync: bool = False, created_at: int = 1) -> NewJob:
+def new_job(
+    number: int,
+    *,
+    runner: Runner = RUNNERS[0],
+    sync: bool = False,
+    created_at: int = 1,
+    submission: Submission = Submission(body=b"{}"),  # noqa: B008 - a constant
+) -> NewJob:
     """A job with an id of its own."""
     return NewJob(
         id=f"{number:026d}",
-        sync=sync,
         endpoint="/api/chat",
         model=f"{runner.model}:latest",
         runner=runner,
         size=300,
         created_at=created_at,
+        submission=None if sync else submission,
     )
 
 

@@ -463,7 +463,44 @@ INDEXES = {
     "BY_SEQ": ["INTEGER PRIMARY KEY"],
     "NEXT_DUE": ["INDEX backoff"],
     "OLDEST_CREATED": ["INDEX backoff", "INDEX ready", "INTEGER PRIMARY KEY"],
-    "PRUNE": ["INDEX ended", "INTEGER PRIMARY KEY"],
+    "PRUNE": [
+        "INDEX ended",
+        "INDEX sqlite_autoindex_artifacts_1",
+        "INTEGER PRIMARY KEY",
+        "INTEGER PRIMARY KEY",
+        "PRIMARY KEY",
+        "PRIMARY KEY",
+        "PRIMARY KEY",
+    ],
+    "EXPIRED": ["INDEX expiring"],
+    "NEXT_EXPIRY": ["INDEX expiring"],
+    "RECORD": ["INDEX sqlite_autoindex_jobs_1"],
+    "LIST": ["INTEGER PRIMARY KEY"],
+    "LIST_STATE": ["INDEX by_state"],
+    "LIST_NAME": ["INDEX by_name"],
+    "LIST_NAME_AND_STATE": ["INDEX by_name_and_state"],
+    "RECENT": ["INDEX by_state"],
+    "INSERT_EVENT": ["PRIMARY KEY"],
+    "SUBMISSION": ["INTEGER PRIMARY KEY", "INTEGER PRIMARY KEY"],
+    "ARTIFACTS": ["INDEX sqlite_autoindex_artifacts_1"],
+    "ARTIFACT": ["INDEX sqlite_autoindex_artifacts_1", "INDEX sqlite_autoindex_jobs_1"],
+    "EVENTS": ["PRIMARY KEY"],
+    "DELIVERY_TRIES": ["PRIMARY KEY"],
+    "DELIVERY_STATES": ["PRIMARY KEY"],
+    "NEXT_HOST": ["INDEX due_by_host"],
+    "DUE_FOR_HOST": ["INDEX due_by_host", "INTEGER PRIMARY KEY"],
+    "NEXT_DELIVERY": ["INDEX due"],
+    "NOTE_TRY": ["PRIMARY KEY"],
+    "MARK_TRIED": ["PRIMARY KEY"],
+    "SUPERSEDE": ["PRIMARY KEY"],
+    "SUPERSEDE_UNTRIED": ["PRIMARY KEY"],
+    "NO_MORE": ["PRIMARY KEY"],
+    "FINAL_EVENT": ["PRIMARY KEY"],
+    "SEND_AGAIN": ["INDEX sqlite_autoindex_jobs_1", "PRIMARY KEY"],
+    "UNDELIVERED": ["INDEX undelivered"],
+    "KNOWN_KEY": ["INDEX sqlite_autoindex_idempotency_1"],
+    "LET_GO": ["INTEGER PRIMARY KEY"],
+    "FORGET_TOMBSTONES": ["INDEX tombstones"],
 }
 """What each query walks through instead of the table."""
 
@@ -478,8 +515,9 @@ def test_no_query_walks_the_table(house: House, name: str) -> None:
     )
     steps = [detail for *_ids, detail in plan]
     assert not [step for step in steps if "TEMP B-TREE" in step]
-    walks = [step for step in steps if re.match(r"(SCAN|SEARCH) (jobs|this)\b", step)]
-    assert sorted(step.partition(" USING ")[2].partition(" (")[0] for step in walks) == INDEXES[name], steps
+    walks = [step for step in steps if re.match(r"(SCAN|SEARCH) (jobs|this|bodies|artifacts|events|delivery_tries|idempotency)\b", step)]
+    found = [step.partition(" USING ")[2].removeprefix("COVERING ").partition(" (")[0] for step in walks]
+    assert sorted(found) == INDEXES[name], steps
 
 
 def effort(house: House, resident: Runner | None, aside: frozenset[Runner]) -> int:
@@ -494,7 +532,7 @@ def effort(house: House, resident: Runner | None, aside: frozenset[Runner]) -> i
     def choose(cursor: sqlite3.Cursor) -> None:
         cursor.connection.set_progress_handler(count, 1)
         try:
-            assert Transaction(cursor).choose(1, resident, aside) is not None
+            assert Transaction(cursor, 1).choose(resident, aside) is not None
         finally:
             cursor.connection.set_progress_handler(None, 1)
 

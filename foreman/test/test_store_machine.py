@@ -293,7 +293,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         def die(cursor: sqlite3.Cursor) -> None:
             cursor.execute("PRAGMA cache_size = 1")  # have unfinished work reach the files
-            transaction = Transaction(cursor)
+            transaction = Transaction(cursor, self.now)
             transaction.accept(new_job(99_999))
             for seq in self.in_state("queued"):
                 job = transaction.at(seq)

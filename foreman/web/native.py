@@ -234,7 +234,6 @@ class NativeFace:
         caller.on_left = lambda: self._left(caller)
         new = NewJob(
             id=job_id,
-            sync=True,
             endpoint=route.path,
             model="" if inference is None else inference.model,
             runner=runner,

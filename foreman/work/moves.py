@@ -5,13 +5,17 @@ Every transition, whoever asks for it, is a call of `Transaction.move`.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
+import orjson
 from attrs import evolve, field, frozen
 
-from foreman.job import TRANSITIONS, Ending, ErrorCode, Job, JobError, JobState, NewJob, Runner
+from foreman.job import TERMINAL, TRANSITIONS, Artifact, Ending, ErrorCode, Job, JobError, JobState, NewJob, Runner
+from foreman.ollama.names import normalise
 from foreman.work import queries
 from foreman.work.schedule import order_key
 
@@ -37,6 +41,9 @@ def ended(job: Job, ending: Ending) -> Job:
         first_byte_at=ending.first_byte_at,
         prompt_tokens=ending.prompt_tokens,
         output_tokens=ending.output_tokens,
+        output_ms=ending.output_ms,
+        unreachable_ms=ending.unreachable_ms,
+        waited_for=ending.waited_for,
         error=ending.error,
     )
 
@@ -46,21 +53,25 @@ def requeued(job: Job) -> Job:
     return evolve(job, state=JobState.QUEUED)
 
 
-def charged(job: Job, cause: JobError, *, now: int, max_attempts: int) -> Job:
-    """It waits again with one failure more, or has failed for good when that was its last."""
+def charged(job: Job, cause: JobError, *, now: int, max_attempts: int, remains: Ending | None = None) -> Job:
+    """It waits again with one failure more, or has failed for good when that was its last.
+
+    :param remains: what there is to tell of the try in the latter case.
+    """
     failures = job.failures + 1
     if failures < max_attempts:
         return evolve(job, state=JobState.QUEUED, failures=failures)
     error = JobError(
         ErrorCode.ATTEMPTS_EXHAUSTED, f"gave up after {failures} failures, the last: {cause.code}: {cause.message}"
     )
-    return ended(evolve(job, failures=failures), Ending(error=error, at=now))
+    ending = Ending(error=error, at=now) if remains is None else evolve(remains, error=error)
+    return ended(evolve(job, failures=failures), ending)
 
 
 # -- the rows --------------------------------------------------------------------------------------------------------
 
 
-def job_of(row: tuple[Any, ...]) -> Job:
+def job_of(row: Sequence[Any]) -> Job:
     """The job in a row of `queries.COLUMNS`."""
     return Job(
         seq=row[0],
@@ -80,8 +91,17 @@ def job_of(row: tuple[Any, ...]) -> Job:
         completed_at=row[15],
         prompt_tokens=row[16],
         output_tokens=row[17],
-        error=None if row[18] is None else JobError(ErrorCode(row[18]), row[19]),
+        output_ms=row[18],
+        unreachable_ms=row[19],
+        waited_for=tuple(orjson.loads(row[20])),
+        error=None if row[21] is None else JobError(ErrorCode(row[21]), row[22]),
     )
+
+
+def host_of(url: str) -> str:
+    """The receiver behind a webhook's URL as `scheme://host:port`, in lower case."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
 
 
 @frozen
@@ -102,21 +122,41 @@ class Move:
 class Transaction:
     """One write transaction over the jobs, off the reactor thread.
 
+    Each transition of an async job leaves an event, and its last one erases the request.
+
+    :ivar now: milliseconds since the epoch.
     :ivar moves: what was done so far, in order; true once the transaction is committed.
     """
 
     cursor: sqlite3.Cursor
+    now: int
     moves: list[Move] = field(factory=list)
 
-    def accept(self, new: NewJob) -> Job:
+    def accept(self, new: NewJob, request: int | None = None) -> Job:
         """Store a new job at the end of the queue.
 
+        :param request: the number of the idempotency key it came with.
         :raise sqlite3.IntegrityError: its id exists.
         """
-        runner = new.runner
+        runner, submission = new.runner, new.submission
         self.cursor.execute(
             queries.INSERT,
-            (new.id, new.sync, new.endpoint, new.model, runner.model, runner.options, new.size, new.created_at),
+            {
+                "id": new.id,
+                "sync": new.sync,
+                "endpoint": new.endpoint,
+                "model": new.model,
+                "name": normalise(new.model),
+                "runner_model": runner.model,
+                "runner_options": runner.options,
+                "size": new.size,
+                "created_at": new.created_at,
+                "expires_at": submission and submission.expires_at,
+                "timeout": submission and submission.timeout,
+                "metadata": submission and submission.metadata,
+                "webhook": submission and submission.webhook,
+                "request": request,
+            },
         )
         seq = self.cursor.lastrowid
         assert seq is not None  # noqa: S101 - an INSERT just succeeded
@@ -133,14 +173,26 @@ class Transaction:
             failures=0,
             created_at=new.created_at,
         )
+        if submission is not None:
+            self.cursor.execute(queries.INSERT_BODY, (seq, submission.content_type, submission.body))
+            self._tell(job, None, submission.webhook)
         self.moves.append(Move(job, None, ready=True))
         return job
 
-    def move(self, before: Job, after: Job, *, not_before: int = 0, orphaned: int | None = None) -> bool:
+    def move(
+        self,
+        before: Job,
+        after: Job,
+        *,
+        not_before: int = 0,
+        orphaned: int | None = None,
+        artifacts: Sequence[Artifact] = (),
+    ) -> bool:
         """Write one transition, if the row is still as it was `before`.
 
         :param not_before: of a job that waits again: milliseconds since the epoch, 0 for at once.
         :param orphaned: how many starts in a row have found it without an owner; None leaves the count.
+        :param artifacts: what an async job that has ended leaves.
         :return: False if somebody moved it meanwhile: nothing is written.
         :raise ValueError: no job may ever go from the one state to the other.
         """
@@ -163,21 +215,53 @@ class Transaction:
                 "completed_at": after.completed_at,
                 "prompt_tokens": after.prompt_tokens,
                 "output_tokens": after.output_tokens,
+                "output_ms": after.output_ms,
+                "unreachable_ms": after.unreachable_ms,
+                "waited_for": orjson.dumps(after.waited_for).decode(),
                 "error_code": after.error and after.error.code,
                 "error_message": after.error and after.error.message,
             },
         )
         if self.cursor.rowcount != 1:
             return False
+        if not after.sync:
+            if after.state in TERMINAL:
+                self.cursor.execute(queries.ERASE_BODY, (after.seq,))
+                self.cursor.executemany(queries.INSERT_ARTIFACT, [_row(after, artifact) for artifact in artifacts])
+            (webhook,) = self.cursor.execute(queries.WEBHOOK, (after.seq,)).fetchone()
+            self._tell(after, before.state, webhook)
         self.moves.append(Move(after, before.state, ready=after.state is JobState.QUEUED and not_before == 0))
         return True
 
-    def choose(self, now: int, resident: Runner | None, aside: Collection[Runner]) -> Job | None:
+    def _tell(self, job: Job, was: JobState | None, webhook: str | None) -> None:
+        """Write the event of a transition, which is the outbox's row too."""
+        known = {
+            JobState.LOADING: job.loading_at,
+            JobState.WORKING: job.working_at,
+            JobState.DONE: job.completed_at,
+            JobState.FAILED: job.completed_at,
+        }
+        self.cursor.execute(
+            queries.INSERT_EVENT,
+            {
+                "seq": job.seq,
+                "previous": was,
+                "state": job.state,
+                "at": known.get(job.state, self.now),
+                "attempt": job.attempt,
+                "failures": job.failures,
+                "error_code": job.error and job.error.code,
+                "error_message": job.error and job.error.message,
+                "host": None if webhook is None else host_of(webhook),
+            },
+        )
+
+    def choose(self, resident: Runner | None, aside: Collection[Runner]) -> Job | None:
         """The job to run next: that with the smallest `schedule.order_key` among the ready ones.
 
         :param aside: runners that are not to be chosen.
         """
-        self.cursor.execute(queries.RELEASE, (now,))
+        self.cursor.execute(queries.RELEASE, (self.now,))
         job = None
         if resident is not None and resident not in aside:
             job = self._one(queries.OLDEST_OF_RUNNER, (resident.model, resident.options))
@@ -200,6 +284,14 @@ class Transaction:
         """The job with this key."""
         return self._one(queries.BY_SEQ, (seq,))
 
+    def find(self, job_id: str) -> Job | None:
+        """The job with this public id."""
+        return self._one(queries.BY_ID, (job_id,))
+
+    def expired(self, limit: int) -> list[Job]:
+        """Queued jobs that have waited for longer than they may, at most so many."""
+        return [job_of(row) for row in self.cursor.execute(queries.EXPIRED, (self.now, limit))]
+
     def interrupted(self) -> list[tuple[Job, int]]:
         """Jobs that were loading or working, each with how many starts in a row had found it so before."""
         return [(job_of(row), row[-1]) for row in self.cursor.execute(queries.INTERRUPTED)]
@@ -211,3 +303,9 @@ class Transaction:
     def _one(self, query: str, parameters: tuple[object, ...]) -> Job | None:
         row = self.cursor.execute(query, parameters).fetchone()
         return None if row is None else job_of(row)
+
+
+def _row(job: Job, artifact: Artifact) -> tuple[object, ...]:
+    """The row of `queries.INSERT_ARTIFACT`."""
+    body = artifact.body
+    return job.seq, artifact.name, artifact.content_type, len(body), hashlib.sha256(body).hexdigest(), body

@@ -31,11 +31,9 @@ class Recovered:
     exhausted: int
 
 
-def recover(transaction: Transaction, *, now: int, max_attempts: int) -> Recovered:
-    """Put async orphans back into the queue and fail sync ones.
-
-    :param now: milliseconds since the epoch.
-    """
+def recover(transaction: Transaction, *, max_attempts: int) -> Recovered:
+    """Put async orphans back into the queue and fail sync ones."""
+    now = transaction.now
     requeues = interruptions = exhaustions = 0
     gone = Ending(error=_INTERRUPTED, at=now)
     for job, orphaned in transaction.interrupted():

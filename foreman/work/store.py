@@ -11,37 +11,38 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from foreman.detach import detach
 from foreman.errors import QueueFull, Unwritable
-from foreman.job import TERMINAL, Ending, IdempotencyKey, Job, JobError, JobState, NewJob, Runner, Submission
+from foreman.job import (
+    TERMINAL,
+    Artifact,
+    Ending,
+    ErrorCode,
+    IdempotencyKey,
+    Job,
+    JobError,
+    JobState,
+    NewJob,
+    Runner,
+    Submission,
+)
 from foreman.work import queries
 from foreman.work.backlog import Backlog
 from foreman.work.database import Database
+from foreman.work.keys import Accepted, accept_all, delete, prune, repeat_of
 from foreman.work.moves import Move, Transaction, at_work, charged, ended, job_of, picked, requeued
 from foreman.work.outlook import Outlook, outlook
 from foreman.work.recovery import Recovered, recover
 
 T = TypeVar("T")
 
+DELETED = JobError(ErrorCode.CANCELLED, "The job was deleted.")
+EXPIRED = JobError(ErrorCode.EXPIRED, "The job was still waiting when its time was over.")
+
 PAGES_GIVEN_BACK = 1000
 """Free pages (of 4 KiB) that leave the file with one call of `prune`: some 10 ms in which no other write runs."""
-
-
-@frozen(kw_only=True)
-class Accepted:
-    """What became of a request with an idempotency key.
-
-    :ivar ids: of its jobs, in their order.
-    :ivar jobs: the same as they are now; None for one that was deleted or pruned since.
-    :ivar repeated: the request had come before, and nothing was stored.
-    """
-
-    ids: tuple[str, ...]
-    jobs: tuple[Job | None, ...]
-    repeated: bool
 
 
 class Store:
@@ -76,7 +77,7 @@ class Store:
         await self._database.open()
         now = self._clock_ms()
         recovered = await self._database.write(
-            lambda cursor: recover(Transaction(cursor), now=now, max_attempts=self._max_attempts), durable=True
+            lambda cursor: recover(Transaction(cursor, now), max_attempts=self._max_attempts), durable=True
         )
         self.backlog.load(await self._database.read(lambda cursor: cursor.execute(queries.DEPTH).fetchall()))
         return recovered
@@ -92,21 +93,8 @@ class Store:
 
         :raise QueueFull: there is no room for all of them.
         """
-        count = len(jobs)
-        if self.backlog.queued + self._accepting + count > self._max_queue:
-            raise QueueFull(f"{self.backlog.queued} jobs are waiting, at most {self._max_queue} may")
-        self._accepting += count
-
-        async def store() -> list[Job]:
-            try:
-                return await self._commit(
-                    lambda transaction: [transaction.accept(new) for new in jobs],
-                    durable=not all(new.sync for new in jobs),
-                )
-            finally:
-                self._accepting -= count
-
-        return await detach(store())
+        accepted = await self._accept(jobs, None)
+        return [job for job in accepted.jobs if job is not None]
 
     async def accept_once(self, jobs: Sequence[NewJob], key: IdempotencyKey) -> Accepted:
         """As `accept`, unless that key has come before.
@@ -115,23 +103,46 @@ class Store:
         :raise KeyGone: its jobs were deleted.
         :raise QueueFull: there is no room for all of them, and the key is new.
         """
-        raise NotImplementedError
+        return await self._accept(jobs, key)
+
+    async def _accept(self, jobs: Sequence[NewJob], key: IdempotencyKey | None) -> Accepted:
+        waiting = self.backlog.queued
+        room = waiting + self._accepting + len(jobs) <= self._max_queue
+        held = len(jobs) if room else 0
+
+        def store(transaction: Transaction) -> Accepted:
+            repeated = None if key is None else repeat_of(transaction, key)
+            if repeated is not None:
+                return repeated
+            if not room:
+                raise QueueFull(f"{waiting} jobs are waiting, at most {self._max_queue} may")
+            return accept_all(transaction, jobs, key)
+
+        async def commit() -> Accepted:
+            try:
+                return await self._commit(store, durable=not all(new.sync for new in jobs))
+            finally:
+                self._accepting -= held
+
+        if not room and key is None:
+            raise QueueFull(f"{waiting} jobs are waiting, at most {self._max_queue} may")
+        self._accepting += held
+        return await detach(commit())
 
     async def submission(self, job: Job) -> Submission | None:
         """What an async job has brought; None once it has ended."""
-        raise NotImplementedError
-
-    async def delete(self, job_id: str) -> JobState | None:
-        """Erase a job with all that is kept of it, unless it is at the target; no event of it is sent any more.
-
-        :return: the state it was found in: `working` is the worker's to end first (`Worker.delete`); None if there
-            is no such job.
-        """
-        raise NotImplementedError
-
-    async def expire(self) -> int:
-        """Fail queued jobs whose `expires_at` has passed; how many those were."""
-        raise NotImplementedError
+        row = await self._database.read(lambda cursor: cursor.execute(queries.SUBMISSION, (job.seq,)).fetchone())
+        if row is None:
+            return None
+        body, content_type, metadata, webhook, expires_at, timeout = row
+        return Submission(
+            body=body,
+            content_type=content_type,
+            metadata=metadata,
+            webhook=webhook,
+            expires_at=expires_at,
+            timeout=timeout,
+        )
 
     async def take(self, *, resident: Runner | None, warm: bool, aside: Collection[Runner]) -> Job | None:
         """Pick the next job: `loading`, or `working` at once when its runner needs no load; None if none may run.
@@ -144,7 +155,7 @@ class Store:
         avoided = frozenset(aside)
 
         def pick(transaction: Transaction) -> Job | None:
-            job = transaction.choose(now, resident, avoided)
+            job = transaction.choose(resident, avoided)
             if job is None:
                 return None
             taken = picked(job, now)
@@ -155,7 +166,7 @@ class Store:
             transaction.move(taken, working)
             return working
 
-        return await self._write(pick, durable=False)
+        return await self.transact(pick, durable=False)
 
     async def work(self, job: Job) -> Job | None:
         """From `loading` to `working`; None if somebody ended it meanwhile."""
@@ -163,26 +174,32 @@ class Store:
 
     async def end(self, job: Job, ending: Ending) -> bool:
         """End a job; False if somebody moved it meanwhile."""
-        return await self._move(job, ended(job, ending)) is not None
+        return await self._move(job, ended(job, ending), artifacts=ending.artifacts) is not None
 
-    async def put_back(self, job: Job, *, not_before: int, charge: JobError | None) -> Job | None:
+    async def put_back(
+        self, job: Job, *, not_before: int, charge: JobError | None, remains: Ending | None = None
+    ) -> Job | None:
         """From `loading` or `working` to `queued`, or to `failed` when the charge was the last it could bear.
 
         :param not_before: milliseconds since the epoch, 0 for at once.
         :param charge: what the try is charged for, None if the job is not to blame.
+        :param remains: what there is to tell and to keep of the try when it was the last.
         :return: the job as it now is; None if somebody moved it meanwhile.
         """
         if charge is None:
             after = requeued(job)
         else:
-            after = charged(job, charge, now=self._clock_ms(), max_attempts=self._max_attempts)
+            after = charged(
+                job, charge, now=self._clock_ms(), max_attempts=self._max_attempts, remains=remains
+            )
         # foreman lived through this try, so the job is no suspect: the count of starts that found it begins anew.
-        waits_until = not_before if after.state is JobState.QUEUED else 0
-        return await self._move(job, after, not_before=waits_until, orphaned=0)
+        if after.state is JobState.QUEUED:
+            return await self._move(job, after, not_before=not_before, orphaned=0)
+        return await self._move(job, after, orphaned=0, artifacts=() if remains is None else remains.artifacts)
 
     async def lift(self, charges: Mapping[int, int]) -> None:
         """Take back charges, by seq, of jobs that still wait."""
-        await self._write(lambda transaction: transaction.lift(charges), durable=False)
+        await self.transact(lambda transaction: transaction.lift(charges), durable=False)
 
     async def abandon(self, seq: int, error: JobError) -> JobState | None:
         """Fail a job whose caller leaves, unless it is at the target.
@@ -190,21 +207,68 @@ class Store:
         :return: the state it was found in: `queued` and `loading` have become `failed`, `working` is the worker's
             to end, a terminal one was over already; None if there is no such job.
         """
-        ending = Ending(error=error, at=self._clock_ms())
+        return await self._leave(lambda transaction: transaction.at(seq), error)
 
+    async def cancel(self, job_id: str, error: JobError) -> JobState | None:
+        """As `abandon`, by public id."""
+        return await self._leave(lambda transaction: transaction.find(job_id), error)
+
+    async def _leave(self, find: Callable[[Transaction], Job | None], error: JobError) -> JobState | None:
         def leave(transaction: Transaction) -> JobState | None:
-            job = transaction.at(seq)
-            if job is None:
-                return None
-            if job.state in (JobState.QUEUED, JobState.LOADING):
-                transaction.move(job, ended(job, ending))
+            job = find(transaction)
+            if job is not None and job.state in (JobState.QUEUED, JobState.LOADING):
+                transaction.move(job, ended(job, Ending(error=error, at=transaction.now)))
+            return None if job is None else job.state
+
+        return await self.transact(leave, durable=True)
+
+    async def delete(self, job_id: str, *, working: bool = False) -> JobState | None:
+        """Erase a job with all that is kept of it, unless it is at the target; no event of it is sent any more.
+
+        :param working: erase it even so; for the worker, which knows that it is there no more.
+        :return: the state it was found in: `working` is the worker's to end first (`Worker.delete`); None if there
+            is no such job.
+        """
+
+        def erase(transaction: Transaction) -> JobState | None:
+            job = transaction.find(job_id)
+            if job is None or (job.state is JobState.WORKING and not working):
+                return None if job is None else job.state
+            if job.state not in TERMINAL:
+                transaction.move(job, ended(job, Ending(error=DELETED, at=transaction.now)))
+            delete(transaction, job)
             return job.state
 
-        return await self._write(leave, durable=True)
+        return await self.transact(erase, durable=True)
 
-    async def _move(self, before: Job, after: Job, *, not_before: int = 0, orphaned: int | None = None) -> Job | None:
-        moved = await self._write(
-            lambda transaction: transaction.move(before, after, not_before=not_before, orphaned=orphaned),
+    async def expire(self, limit: int = 500) -> int:
+        """Fail queued jobs whose `expires_at` has passed, at most so many; gives how many."""
+
+        def fail(transaction: Transaction) -> int:
+            expired = transaction.expired(limit)
+            for job in expired:
+                transaction.move(job, ended(job, Ending(error=EXPIRED, at=transaction.now)))
+            return len(expired)
+
+        return await self.transact(fail, durable=True)
+
+    async def next_expiry(self) -> int | None:
+        """When the next queued job expires, in milliseconds since the epoch; None if none ever does."""
+        return await self._number(queries.NEXT_EXPIRY)
+
+    async def _move(
+        self,
+        before: Job,
+        after: Job,
+        *,
+        not_before: int = 0,
+        orphaned: int | None = None,
+        artifacts: Sequence[Artifact] = (),
+    ) -> Job | None:
+        moved = await self.transact(
+            lambda transaction: transaction.move(
+                before, after, not_before=not_before, orphaned=orphaned, artifacts=artifacts
+            ),
             durable=after.state in TERMINAL and not after.sync,
         )
         return after if moved else None
@@ -245,7 +309,7 @@ class Store:
     async def keep(self, key: str, value: bytes, *, durable: bool = False) -> None:
         """Remember a value over restarts, and over power cuts if `durable`, in the place of the one before."""
         now = self._clock_ms()
-        await self._write(
+        await self.transact(
             lambda transaction: transaction.cursor.execute(queries.KEEP, (key, value, now)), durable=durable
         )
 
@@ -256,18 +320,20 @@ class Store:
     async def prune(self, before_ms: int, limit: int) -> int:
         """Delete jobs that ended before a time, the oldest first and at most `limit`, and give pages back to the disk.
 
+        All that is theirs goes with them; one of which somebody is still to be told stays.
+
         :return: how many were deleted; less than `limit` when there are no more.
         """
 
-        def delete(transaction: Transaction) -> int:
+        def forget(transaction: Transaction) -> int:
             cursor = transaction.cursor
-            deleted = cursor.execute(queries.PRUNE, (before_ms, limit)).rowcount
+            deleted = prune(cursor, before_ms, limit)
             (free,) = cursor.execute(queries.FREE_PAGES).fetchone()
             for _ in range(min(free, PAGES_GIVEN_BACK)):
                 cursor.execute(queries.GIVE_BACK)
             return deleted
 
-        return await self._write(delete, durable=False)
+        return await self.transact(forget, durable=False)
 
     async def try_writing(self) -> None:
         """Write something, to see whether that is possible again; does not raise."""
@@ -277,12 +343,15 @@ class Store:
 
     # -- committing --------------------------------------------------------------------------------------------------
 
-    def _write(self, work: Callable[[Transaction], T], *, durable: bool) -> Deferred[T]:
+    def transact(self, work: Callable[[Transaction], T], *, durable: bool) -> Deferred[T]:
+        """Run `work` in one write transaction, and let the house know of the moves it made; for the store's parts."""
         return detach(self._commit(work, durable=durable))
 
     async def _commit(self, work: Callable[[Transaction], T], *, durable: bool) -> T:
+        now = self._clock_ms()
+
         def run(cursor: sqlite3.Cursor) -> tuple[T, list[Move]]:
-            transaction = Transaction(cursor)
+            transaction = Transaction(cursor, now)
             return work(transaction), transaction.moves
 
         try:
