@@ -19,8 +19,8 @@ from twisted.web.server import Request
 from zope.interface import implementer
 
 from foreman.job import Job
+from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.routes import Api
-from foreman.ollama.target import Flow, Head
 from foreman.tick import Tick
 from foreman.web.errors import error_body, message_of, respond_error, status_of
 from foreman.work.switchboard import Errand

@@ -24,9 +24,10 @@ from foreman.detach import detach
 from foreman.errors import Answered, Lost, StoreError, TargetError, Unavailable, Unwritable
 from foreman.job import Ending, ErrorCode, Job, JobError, JobState, Runner
 from foreman.logs import make_logger
+from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.replies import FinalWatch
-from foreman.ollama.target import Flow, Head, Target
+from foreman.ollama.target import Target
 from foreman.tick import Tick
 from foreman.work import outcome
 from foreman.work.outcome import Fail, Outcome, Retry
