@@ -24,7 +24,8 @@ from twisted.internet.task import deferLater
 from foreman.errors import TargetError
 from foreman.job import Runner
 from foreman.logs import make_logger
-from foreman.ollama.inventory import Inventory, Resident
+from foreman.ollama.inventory import Inventory
+from foreman.ollama.listings import Resident
 from foreman.ollama.names import normalise
 from foreman.ollama.replies import error_text
 from foreman.ollama.requests import KeepAlive
