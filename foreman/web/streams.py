@@ -257,6 +257,11 @@ class WaitingCaller(Outflow):
         self.write(self._line.failure(body))
         super().finish()
 
+    @property
+    def waits(self) -> bool:
+        """Whether its job is not at the target, and its answer not on its way."""
+        return self.on_gone is None and not self.begun
+
     def left(self) -> None:
         """Tell the worker, which closes its connection to the target, or the face, which ends the row."""
         if self.on_gone is not None:
