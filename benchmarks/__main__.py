@@ -19,9 +19,17 @@ from benchmarks.results import Result, save, table
 
 NAMES = (
     "first_byte",
+    "chunks",
+    "throughput",
+    "gap",
+    "accepts",
+    "choosing",
+    "start",
     "memory",
+    "growth",
     "stalled",
     "leaving",
+    "waking",
     "burst",
 )
 

@@ -187,7 +187,7 @@ def _parse_address(text: str) -> Address:
     if kind in ("tcp", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy"):
         try:
             # An endpoint keeps the reactor for later, so that none is needed to see whether the words are right.
-            serverFromString(None, text)  # type: ignore[no-untyped-call]
+            serverFromString(None, text)
         except Exception as error:
             raise ValueError("endpoints are plug-ins and raise what they like") from error
         interface = re.search(r"(?:^|:)interface=((?:\\.|[^:\\])*)", rest)
@@ -202,7 +202,7 @@ def _parse_address(text: str) -> Address:
     if match[1].startswith("[") != isinstance(host, IPv6Address):
         raise ValueError(text)
     protocol = "tcp6" if isinstance(host, IPv6Address) else "tcp"
-    interface_argument = quoteStringArgument(str(host))  # type: ignore[no-untyped-call]
+    interface_argument = quoteStringArgument(str(host))
     endpoint = f"{protocol}:{match[2]}:interface={interface_argument}"
     return Address(text=text, endpoint=endpoint, loopback=_is_loopback(str(host)))
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IServiceCollection, Service
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
 from foreman import __version__, logs
 from foreman.config import Configuration
 from foreman.detach import detach
-from foreman.errors import ForemanError
+from foreman.errors import ForemanError, Unwritable
 from foreman.ollama.embedder import Embedder
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.requests import parse_keep_alive
@@ -37,6 +39,9 @@ from foreman.work.retention import Retention
 from foreman.work.store import Store
 from foreman.work.switchboard import Switchboard
 from foreman.work.worker import Patience, Worker
+
+LAST_WORDS = 0.5
+"""Seconds in which a stop lets answers that are on their way reach their clients."""
 
 
 def now_ms() -> int:
@@ -58,7 +63,7 @@ class Foreman(Service):
         self._config = config
         self._reactor = reactor
         self.port: IListeningPort | None = None
-        self._starting: Deferred[None] | None = None
+        self._starting: Deferred[None] = succeed(None)
 
         self._readiness = Readiness()
         self._tick = Tick(reactor, time.time)
@@ -189,7 +194,10 @@ class Foreman(Service):
     async def _start(self) -> None:
         for name, value, source in self._config.effective():
             self._log.info("{name}={value} ({source})", name=name, value=value, source=source)
-        recovered = await self._store.start()
+        try:
+            recovered = await self._store.start()
+        except Unwritable as error:
+            raise Unwritable(f"the database {self._config.db} cannot be used: {error}") from error
         if recovered.requeued or recovered.interrupted:
             self._log.info(
                 "Found {requeued} jobs to run again and {interrupted} calls cut off by the last stop",
@@ -226,7 +234,7 @@ class Foreman(Service):
             detach(self._store.try_writing())
 
     def _failed_to_start(self, failure: Failure) -> None:
-        if failure.check(ForemanError, OSError):
+        if failure.check(ForemanError, OSError, CannotListenError):
             self._log.critical("foreman cannot start: {error}", error=failure.value)
         else:
             self._log.failure("foreman cannot start", failure=failure)
@@ -234,7 +242,8 @@ class Foreman(Service):
 
     def _exit(self) -> None:
         self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
-        self._reactor.stop()
+        with suppress(ReactorNotRunning):  # asked to stop meanwhile
+            self._reactor.stop()
 
     def stopService(self) -> Deferred[None]:
         """Stop, in the reverse order, each part waited for."""
@@ -242,15 +251,22 @@ class Foreman(Service):
         return detach(self._stop())
 
     async def _stop(self) -> None:
+        # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
+        self._reactor._exitSignal = None  # noqa: SLF001
+        await self._starting  # half a start cannot be taken back
         self._readiness.ready = False
+        deadline = self._reactor.seconds() + self._config.shutdown_grace
         if self.port is not None:
             await maybeDeferred(self.port.stopListening)
-            self._native.stop()
-            await self._retention.stop()
-            await self._worker.stop()
-            await self._inventory.stop()
-            self._pause.stop()
-            self._tick.stop()
+        self._native.stop()
+        await self._retention.stop()
+        await self._worker.stop()
+        # The last caller may still be taking the end of its answer.
+        left = deadline - self._reactor.seconds() if len(self._switchboard) else 0.0
+        await self._site.close(max(left, LAST_WORDS))
+        await self._inventory.stop()
+        self._pause.stop()
+        self._tick.stop()
         await self._target.close()
         await self._store.stop()
 

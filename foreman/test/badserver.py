@@ -21,7 +21,8 @@ from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from foreman.ollama.target import Flow, Head, Reply, Target
+from foreman.ollama.exchange import Flow, Head
+from foreman.ollama.target import Reply, Target
 from foreman.tick import Tick
 
 reactor: Any = _reactor

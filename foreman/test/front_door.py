@@ -230,7 +230,7 @@ class Door:
     async def connect(self) -> Any:
         """A new connection to it."""
         there = HostnameEndpoint(reactor, "127.0.0.1", self.port)
-        wire = await connectProtocol(there, Wire())  # type: ignore[no-untyped-call]
+        wire = await connectProtocol(there, Wire())
         self.wires.append(wire)
         return wire
 

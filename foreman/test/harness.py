@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
@@ -128,9 +131,11 @@ def request_bytes(method: str, path: str, document: Any = None, headers: Mapping
 async def send(
     url: str, method: str, path: str, document: Any = None, headers: Mapping[str, str] | None = None
 ) -> RawClient:
-    """Open a connection, send one request and return without waiting for the answer."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    client = await connectProtocol(HostnameEndpoint(reactor, host, int(port)), RawClient(method))
+    """Open a connection to `http://host:port` or `unix:path`, send one request and do not wait for the answer."""
+    scheme, _, place = url.partition(":")
+    host, _, port = place.removeprefix("//").partition(":")
+    endpoint = UNIXClientEndpoint(reactor, place) if scheme == "unix" else HostnameEndpoint(reactor, host, int(port))
+    client = await connectProtocol(endpoint, RawClient(method))
     client.transport.write(request_bytes(method, path, document, headers))
     return client  # type: ignore[no-any-return]
 
@@ -141,6 +146,7 @@ async def ask(
     path: str,
     document: Any = None,
     headers: Mapping[str, str] | None = None,
+    *,
     within: float = 20.0,
 ) -> RawClient:
     """Send one request and wait for the whole answer, then leave."""
@@ -216,28 +222,210 @@ async def house(
             await fake.close()
 
 
-@define(eq=False)
-class Daemon:
-    """The real `twistd foreman` as a child process."""
+@asynccontextmanager
+async def fake_ollama(**settings: Any) -> AsyncIterator[FakeOllama]:
+    """A `FakeOllama` in this process, for daemons that are not."""
+    fake = FakeOllama(reactor, **settings)
+    await fake.listen(0)
+    try:
+        yield fake
+    finally:
+        await fake.close()
 
-    environment: dict[str, str]
-    log: Path
+
+@define(eq=False)
+class Child:
+    """A process of ours: what it prints is kept in its folder, and it ends with the test.
+
+    :ivar process: None before the first start.
+    """
+
+    folder: Path
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(factory=dict)
+    before_exec: Callable[[], None] | None = None
     process: subprocess.Popen[bytes] | None = None
+    _begins: dict[str, int] = field(factory=dict)
 
     def start(self) -> None:
-        """Start it; `ready` says when it takes calls."""
-        twistd = Path(sys.executable).with_name("twistd")
-        with self.log.open("ab") as log:
+        """Start it; `output` and `errors` begin anew."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("FOREMAN_")}
+        self._begins = {ending: len(self._written(ending, 0)) for ending in ("out", "err")}
+        with self._file("out").open("ab") as output, self._file("err").open("ab") as errors:
             self.process = subprocess.Popen(
-                [twistd, "--nodaemon", "--pidfile=", "foreman"],
-                env={**os.environ, **self.environment},
-                stdout=log,
-                stderr=log,
-                cwd=self.log.parent,
+                self.command,
+                env={**clean, "PYTHONPATH": str(Path(__file__).parents[2]), **self.environment},
+                stdout=output,
+                stderr=errors,
+                cwd=self.folder,
+                preexec_fn=self.before_exec,  # noqa: PLW1509 - no threads of ours hold a lock then
             )
 
-    def end(self, signal: int) -> int:
-        """Send a signal and wait for the end; returns the exit status."""
+    def _file(self, ending: str) -> Path:
+        return self.folder / f"{self.name}.{ending}"
+
+    def _written(self, ending: str, since: int) -> str:
+        path = self._file(ending)
+        return path.read_bytes()[since:].decode() if path.exists() else ""
+
+    @property
+    def output(self) -> str:
+        """What it has printed since its start."""
+        return self._written("out", self._begins["out"])
+
+    @property
+    def everything(self) -> str:
+        """What it has printed, over all its starts."""
+        return self._written("out", 0)
+
+    @property
+    def errors(self) -> str:
+        """What it has printed to stderr since its start."""
+        return self._written("err", self._begins["err"])
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
         assert self.process is not None
-        self.process.send_signal(signal)
-        return self.process.wait(timeout=60)
+        return self.process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no such process (any more)."""
+        return self.process is None or self.process.poll() is not None
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def end(self, number: int = signal.SIGTERM, *, within: float = 30.0) -> int:
+        """Send it a signal and wait for its end; returns the exit status."""
+        self.send(number)
+        return await self.exit_status(within=within)
+
+    async def exit_status(self, *, within: float = 30.0) -> int:
+        """Wait for its end."""
+        await eventually(lambda: self.ended, within=within)
+        assert self.process is not None
+        return self.process.returncode
+
+    def destroy(self) -> None:
+        """See that it is gone, whatever state it is in; a stopped process can be killed too."""
+        if self.process is not None and not self.ended:
+            self.process.kill()
+            self.process.wait(30)
+
+
+LISTENS = re.compile(r"listens on .*?port=(\d+)")
+
+
+@define(eq=False)
+class Daemon(Child):
+    """The real `twistd foreman` as a child process."""
+
+    async def ready(self, *, within: float = 30.0) -> str:
+        """Wait until it takes calls; returns its URL."""
+        await eventually(lambda: "listens on" in self.output or self.ended, within=within)
+        assert not self.ended, self.output + self.errors
+        return self.url
+
+    @property
+    def url(self) -> str:
+        """Where it listens: `unix:path`, or by its log."""
+        address = self.environment["FOREMAN_ADDR"]
+        found = LISTENS.search(self.output)
+        return f"http://127.0.0.1:{found[1]}" if found else address
+
+    @property
+    def database(self) -> Path:
+        """Its database."""
+        return self.folder / "foreman.db"
+
+    def lines(self, *levels: str) -> list[str]:
+        """The lines of those levels in its text log since its start."""
+        return [line for line in self.output.splitlines() if line.split()[1:2] and line.split()[1] in levels]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All jobs as its files have them, by seq; it may be running, or dead and not yet recovered."""
+        with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute("SELECT * FROM jobs ORDER BY seq")]
+
+    def memory(self, name: str = "VmRSS") -> int:
+        """Bytes of its memory, by the name they have in `/proc/<pid>/status`."""
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
+        assert found
+        return int(found[1]) * 1024
+
+    def descriptors(self) -> int:
+        """How many files and sockets it holds."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+
+@asynccontextmanager
+async def daemon(
+    folder: Path, target: str, settings: Mapping[str, str] | None = None, *, start: bool = True
+) -> AsyncIterator[Daemon]:
+    """A `Daemon`, gone with the block; its log must be without tracebacks and its stderr empty.
+
+    :param target: the target's URL.
+    :param settings: FOREMAN_… names without the prefix.
+    :param start: wait until it takes calls.
+    """
+    environment = {"OLLAMA_URL": target, "ADDR": "127.0.0.1:0", "DB": "foreman.db", **(settings or {})}
+    twistd = str(Path(sys.executable).with_name("twistd"))
+    child = Daemon(
+        folder,
+        "foreman",
+        [twistd, "--nodaemon", "--pidfile=", "foreman"],
+        {f"FOREMAN_{name}": value for name, value in environment.items()},
+    )
+    try:
+        if start:
+            child.start()
+            await child.ready()
+        yield child
+        if child.process is not None:
+            assert child.errors == ""
+            assert [line for line in child.everything.splitlines() if "Traceback" in line] == []
+    finally:
+        child.destroy()
+
+
+@define(eq=False)
+class FakeProcess(Child):
+    """FakeOllama as a child process: it can be stopped by a signal, as a laptop that sleeps."""
+
+    url: str = ""
+    control: str = ""
+
+    async def ready(self) -> None:
+        """Wait until it listens."""
+        await eventually(lambda: self.output.count("\n") >= 2 or self.ended, within=30)
+        assert not self.ended, self.errors
+        self.url, self.control = self.output.splitlines()[:2]
+
+    async def act(self, name: str) -> None:
+        """Have it `sleep`, `wake`, `cut`, `refuse` or `accept`."""
+        await ask(self.control, "POST", f"/_fake/{name}")
+
+    async def state(self) -> Any:
+        """What has happened to it so far."""
+        return (await ask(self.control, "GET", "/_fake/state")).document
+
+
+@asynccontextmanager
+async def fake_process(folder: Path, models: str = "defaults") -> AsyncIterator[FakeProcess]:
+    """A `FakeProcess` that listens, gone with the block.
+
+    :param models: as `python -m foreman.ollama.fake --models` takes them.
+    """
+    child = FakeProcess(folder, "ollama", [sys.executable, "-m", "foreman.ollama.fake", "--models", models])
+    child.start()
+    try:
+        await child.ready()
+        yield child
+    finally:
+        child.destroy()

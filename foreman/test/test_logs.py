@@ -55,7 +55,7 @@ def broken(message: str = "no such thing") -> Failure:
     try:
         raise ValueError(message)
     except ValueError:
-        return Failure()  # type: ignore[no-untyped-call]
+        return Failure()
 
 
 def test_a_line_of_text_says_when_what_and_whose() -> None:
@@ -166,10 +166,10 @@ def test_installing_sets_the_level_and_the_observer(level: str) -> None:
     seen: list[LogEvent] = []
     house = make_logger()
     house._logger.observer = seen.append  # type: ignore[attr-defined]
-    application: Any = Application("foreman")  # type: ignore[no-untyped-call]
+    application: Any = Application("foreman")
     install(application, Configuration(log_format="json", log_level=level))
     assert application.getComponent(ILogObserver) == Observer("json", level, sys.stdout)
-    install(MultiService(), Configuration(log_level=level))  # type: ignore[no-untyped-call]
+    install(MultiService(), Configuration(log_level=level))
     house.debug("low")
     house.warn("high")
     assert [each["log_format"] for each in seen] == (["low", "high"] if level == "debug" else ["high"])

@@ -45,7 +45,7 @@ def beat(house: House, times: int) -> None:
         house.foreman._tick.beat()
 
 
-# -- away ----------------------------------------------------------------------------------------------------------------
+# -- away --------------------------------------------------------------------------------------------------------------
 
 
 @pytest_twisted.ensureDeferred
@@ -127,7 +127,7 @@ async def test_what_was_seen_is_answered_while_the_target_is_away() -> None:
         assert health["target"]["state"] == "down"
 
 
-# -- asleep --------------------------------------------------------------------------------------------------------------
+# -- asleep ------------------------------------------------------------------------------------------------------------
 
 
 @pytest_twisted.ensureDeferred
@@ -155,7 +155,7 @@ async def test_sleep_in_the_middle_of_a_job() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_our_own_sleep_starts_all_silence_afresh() -> None:
-    """foreman's own machine slept: a call that was silent before is not judged by that."""
+    """Foreman's own machine slept: a call that was silent before is not judged by that."""
     async with house({"ANSWER_TIMEOUT": "20s"}, models=default_models(prompt_time=3600)) as here:
         client = await here.send("POST", "/api/chat", chat("tiny-a"))
         await eventually(lambda: len(bodies(here, "/api/chat")) == 1)
@@ -200,7 +200,7 @@ async def test_a_slow_ps_during_a_load_is_not_down() -> None:
         client.leave()
 
 
-# -- busy and broken -----------------------------------------------------------------------------------------------------
+# -- busy and broken ---------------------------------------------------------------------------------------------------
 
 
 @pytest_twisted.ensureDeferred
@@ -235,7 +235,7 @@ async def test_a_load_that_breaks_sets_its_runner_aside() -> None:
             client.leave()
 
 
-# -- residents and keep_alive --------------------------------------------------------------------------------------------
+# -- residents and keep_alive ------------------------------------------------------------------------------------------
 
 
 @pytest_twisted.ensureDeferred

@@ -13,7 +13,7 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from foreman.ollama.fake import Fault, default_models, streaming_model
-from foreman.test.harness import House, RawClient, ask, chat, eventually, house, reactor, send
+from foreman.test.harness import House, RawClient, ask, chat, eventually, house, reactor
 
 LOADING = default_models(load_time=0.15)
 SLOW = default_models(token_rate=20.0)

@@ -17,7 +17,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH, IBodyProducer
 from zope.interface import implementer
 
 from foreman.errors import Lost, NotReachable, Stalled, TooLarge, Truncated
-from foreman.ollama.target import Head, Target
+from foreman.ollama.exchange import Head
+from foreman.ollama.target import Target
 from foreman.test.badserver import Line, Recorder, SteppedReactor, asynchronous, rig, turns
 
 reactor: Any = _reactor

@@ -44,7 +44,7 @@ class _Site:
 
 
 def _request(path: bytes = b"/api/chat", method: bytes = b"POST") -> Any:
-    channel: Any = DummyChannel()  # type: ignore[no-untyped-call]
+    channel: Any = DummyChannel()
     channel.site = _Site
     request: Any = Request(channel)
     request.method, request.uri, request.path, request.clientproto = method, path, path, b"HTTP/1.1"

@@ -202,7 +202,7 @@ class Request(server.Request):
         if not self.startedWriting:
             headers = self.responseHeaders
             if not headers.hasHeader(b"date"):
-                headers.setRawHeaders(b"date", [datetimeToString()])  # type: ignore[no-untyped-call]
+                headers.setRawHeaders(b"date", [datetimeToString()])
             for name, values in self.cors_headers:
                 others = headers.getRawHeaders(name, []) if name == b"vary" else []
                 headers.setRawHeaders(name, [*values, *(value for value in others if value not in values)])

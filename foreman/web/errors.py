@@ -171,7 +171,7 @@ def render_error(request: Request, error: BaseException) -> bytes:
     """
     status = status_of(error)
     if _unexpected(error):
-        failure = Failure(error)  # type: ignore[no-untyped-call]
+        failure = Failure(error)
         _log.failure("{method!r} {path!r} failed", failure, method=request.method, path=request.path)
     if request.startedWriting:
         if request.transport is not None:
@@ -208,8 +208,8 @@ def respond_error(request: Request, error: BaseException) -> None:
     cut = bool(request.startedWriting)
     body = render_error(request, error)
     if not cut:
-        request.write(body)  # type: ignore[no-untyped-call]
-        request.finish()  # type: ignore[no-untyped-call]
+        request.write(body)
+        request.finish()
 
 
 def install_error_handlers(app: Klein) -> None:

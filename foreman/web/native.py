@@ -70,6 +70,7 @@ class NativeFace:
     model_admin: bool
     embedder: Embedder | None
     _unsubscribe: Callable[[], None] = field(init=False, default=lambda: None)
+    _stopping: bool = field(init=False, default=False)
 
     _log = make_logger()
 
@@ -78,11 +79,12 @@ class NativeFace:
         self._unsubscribe = self.tick.subscribe(self._beat)
 
     def stop(self) -> None:
-        """Tell everyone who still waits in the queue that foreman stops."""
+        """Tell everyone who still waits in the queue that foreman stops, and those who come from now on."""
+        self._stopping = True
         self._unsubscribe()
         for caller in self.switchboard:
-            if isinstance(caller, WaitingCaller) and caller.on_gone is None:
-                self._give_up(caller, Unavailable("foreman is stopping", retry_after=5), ErrorCode.INTERRUPTED)
+            if isinstance(caller, WaitingCaller) and caller.waits:
+                self._give_up(caller, _stopping(), ErrorCode.INTERRUPTED)
 
     def render(self, request: Request) -> int:
         """Answer one request; the path is the one that came, percent-decoded by `match`."""
@@ -91,6 +93,8 @@ class NativeFace:
         return NOT_DONE_YET
 
     async def _serve(self, request: Request, route: Route) -> None:
+        if self._stopping:
+            raise _stopping()
         match route.kind:
             case Kind.QUEUE | Kind.EMBED:
                 await self._infer(request, route)
@@ -225,6 +229,8 @@ class NativeFace:
         self, request: Request, route: Route, body: bytes, inference: Inference | None, runner: Runner
     ) -> None:
         """Make a row of the call and let the worker answer it."""
+        if self._stopping:
+            raise _stopping()  # while its model was looked up
         self.pause.check()
         errand = Errand(
             route=route, path=route.target, headers=_headers(request), body=request.body, inference=inference
@@ -283,15 +289,19 @@ class NativeFace:
         for caller in self.switchboard:
             if not isinstance(caller, WaitingCaller):
                 continue
-            if self.pause.active and caller.on_gone is None:
+            if self.pause.active and caller.waits:
                 self._give_up(caller, self.pause.refusal(), ErrorCode.CANCELLED)
                 continue
             waited = now - caller.since
-            if min(down_for, waited) >= limits.sync_wait and caller.on_gone is None:
+            if min(down_for, waited) >= limits.sync_wait and caller.waits:
                 error = Unavailable("The target cannot be reached", retry_after=30)
                 self._give_up(caller, error, ErrorCode.TIMEOUT)
             elif limits.hold_line and waited >= limits.hold_line:
                 caller.hold_line(now)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("foreman is stopping", retry_after=5)
 
 
 def _answer_failure(failure: Failure, request: Request) -> None:

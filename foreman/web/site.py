@@ -15,6 +15,8 @@ from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
 from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 from twisted.web import server
 from twisted.web.http import HTTPChannel
 from twisted.web.http import Request as HTTPRequest
@@ -142,12 +144,20 @@ class Channel(HTTPChannel):
     def connectionMade(self) -> None:
         """Have the system notice within minutes that a client has vanished; its job may wait for hours."""
         super().connectionMade()  # type: ignore[no-untyped-call]
+        self.site.channels.add(self)
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
             handle = self.transport.getHandle()  # type: ignore[attr-defined]
+            # Not under TLS, and Twisted's unix sockets call themselves TCP too.
+            tcp = isinstance(handle, socket.socket) and handle.family != socket.AF_UNIX
             for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 8)):
-                if isinstance(handle, socket.socket) and hasattr(socket, option):  # not under TLS, not everywhere
+                if tcp and hasattr(socket, option):
                     handle.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        """Forget the connection."""
+        self.site.channels.discard(self)
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
 
     def dataReceived(self, data: bytes) -> None:
         """Take in bytes; those of a head do not put off its end."""
@@ -185,6 +195,7 @@ class Site(server.Site):
     """All connections.
 
     :ivar bodies: how much is held of all request bodies.
+    :ivar channels: the connections that stand.
     """
 
     protocol = Channel  # type: ignore[assignment]
@@ -194,6 +205,7 @@ class Site(server.Site):
     ) -> None:
         super().__init__(root, Request, timeout=IDLE_TIMEOUT, reactor=reactor)  # type: ignore[no-untyped-call]
         self.bodies = bodies
+        self.channels: set[Channel] = set()
         self._gate = gate
         self._limit_for = limit_for
 
@@ -204,6 +216,18 @@ class Site(server.Site):
         """
         self._gate.admit(request)
         return self._limit_for(request.method, request.path) if request.authenticated else IN_MEMORY
+
+    async def close(self, seconds: float) -> None:
+        """Close each connection when its answer is out, and cut those that are left after so many seconds."""
+        for channel in tuple(self.channels):
+            channel.persistent = False
+            if not channel.requests:
+                channel.loseConnection()  # type: ignore[no-untyped-call]
+        deadline = self.reactor.seconds() + seconds
+        while self.channels and self.reactor.seconds() < deadline:
+            await deferLater(self.reactor, 0.01)
+        for channel in tuple(self.channels):
+            channel.forceAbortClient()  # type: ignore[no-untyped-call]
 
     def startFactory(self) -> None:  # noqa: N802
         """Nothing: Twisted's opens its own access log and a clock for it."""

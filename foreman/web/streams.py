@@ -19,8 +19,8 @@ from twisted.web.server import Request
 from zope.interface import implementer
 
 from foreman.job import Job
+from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.routes import Api
-from foreman.ollama.target import Flow, Head
 from foreman.tick import Tick
 from foreman.web.errors import error_body, message_of, respond_error, status_of
 from foreman.work.switchboard import Errand
@@ -256,6 +256,11 @@ class WaitingCaller(Outflow):
         _, body = error_body(self._request.path, status_of(error), message_of(error))
         self.write(self._line.failure(body))
         super().finish()
+
+    @property
+    def waits(self) -> bool:
+        """Whether its job is not at the target, and its answer not on its way."""
+        return self.on_gone is None and not self.begun
 
     def left(self) -> None:
         """Tell the worker, which closes its connection to the target, or the face, which ends the row."""

@@ -57,6 +57,8 @@ _CANNOT_WRITE = frozenset(
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
     }
 )
 
@@ -66,7 +68,7 @@ def _in_our_words() -> Iterator[None]:
     """Turn what the disk or a stranger is to blame for into `Unwritable`; let the rest through."""
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         code: int = getattr(error, "sqlite_errorcode", 0)  # the module's own errors carry none
         if code & 0xFF in _CANNOT_WRITE:  # the upper bits tell which kind of I/O error
             raise Unwritable(str(error)) from error

@@ -24,7 +24,8 @@ from twisted.internet.task import deferLater
 from foreman.errors import TargetError
 from foreman.job import Runner
 from foreman.logs import make_logger
-from foreman.ollama.inventory import Inventory, Resident
+from foreman.ollama.inventory import Inventory
+from foreman.ollama.listings import Resident
 from foreman.ollama.names import normalise
 from foreman.ollama.replies import error_text
 from foreman.ollama.requests import KeepAlive
@@ -122,13 +123,21 @@ class Residency:
         if self.resident is not None and not self._loading and not self._inventory.is_listed(self.resident.model):
             self.disturbed()
 
-    def ran(self, load: Load, *, renewed: bool) -> None:
-        """A generation for that runner has ended; unless `renewed`, the keep_alive it named itself rules now."""
+    def runs(self, load: Load) -> None:
+        """A generation for that runner begins."""
         self.resident, self.resident_name = load.runner, load.name
+
+    def ran(self, load: Load, *, well: bool, renewed: bool) -> None:
+        """The generation has ended, if not `well` perhaps its runner too.
+
+        Unless `renewed`, the keep_alive the job named itself rules now.
+        """
+        if self.resident != load.runner:
+            return  # disturbed meanwhile
         if load.keep_alive is not None and not renewed:
             self._debt = None
         lasting = renewed or load.keep_alive is None or load.keep_alive >= self._keep_alive
-        self._warm_until = self._clock.seconds() + WARM_FOR if lasting else 0.0
+        self._warm_until = self._clock.seconds() + WARM_FOR if well and lasting else 0.0
 
     # -- loading -------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ from typing import Protocol
 from attrs import frozen
 
 from foreman.job import Job
+from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.requests import Inference
 from foreman.ollama.routes import Route
-from foreman.ollama.target import Flow, Head
 
 
 @frozen(kw_only=True)

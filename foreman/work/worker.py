@@ -24,9 +24,10 @@ from foreman.detach import detach
 from foreman.errors import Answered, Lost, StoreError, TargetError, Unavailable, Unwritable
 from foreman.job import Ending, ErrorCode, Job, JobError, JobState, Runner
 from foreman.logs import make_logger
+from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.replies import FinalWatch
-from foreman.ollama.target import Flow, Head, Target
+from foreman.ollama.target import Target
 from foreman.tick import Tick
 from foreman.work import outcome
 from foreman.work.outcome import Fail, Outcome, Retry
@@ -209,11 +210,12 @@ class Worker:
                         await self._run
                     finally:
                         self.running = self._run = None
-                    await self._settle()
+                await self._settle()
                 await self._pause.free()
                 await self._set_alarm()
             except CancelledError:
-                raise
+                if self._stopping:
+                    raise
             except StoreError as error:
                 self._log.warn("The store does not answer: {error}", error=error)
                 self._wake_at_next_beat()
@@ -273,13 +275,12 @@ class Worker:
         caller.job = job
         try:
             await self._try(job, caller)
-        except CancelledError:
-            if not self._stopping:
-                raise
-            # Shutdown: what was in hand is dropped, and the sync caller is told so.
-            self._finish(caller.job, Ending(error=STOPPED, at=self._now_ms()))
-            caller.fail(Unavailable("foreman is stopping", retry_after=5))
-        except Exception:  # noqa: BLE001 (whatever it was, neither the row nor its client may hang)
+        except Exception as fault:  # noqa: BLE001 (whatever it was, neither the row nor its client may hang)
+            if isinstance(fault, CancelledError) and self._stopping:
+                # Shutdown: what was in hand is dropped, and the sync caller is told so.
+                self._finish(caller.job, Ending(error=STOPPED, at=self._now_ms()))
+                caller.fail(Unavailable("foreman is stopping", retry_after=5))
+                return
             self._log.failure("A job met a fault of foreman's own", job=job.id, model=job.model)
             error = JobError(ErrorCode.TARGET_ERROR, "foreman met a fault of its own")
             self._finish(caller.job, Ending(error=error, at=self._now_ms()))
@@ -334,6 +335,7 @@ class Worker:
                 self._clock,
             )
             self._renewal.start()
+            self._residency.runs(load)
         watcher = _Watcher(caller, FinalWatch(errand.route.api, streamed), self._now_ms, self._renewal)
         exchange = Deferred.fromCoroutine(
             self._target.exchange(
@@ -366,7 +368,7 @@ class Worker:
             renewal, self._renewal = self._renewal, None
             renewed = renewal is not None and await renewal.end(ran=ran)
             if load is not None:
-                self._residency.ran(load, renewed=renewed)
+                self._residency.ran(load, well=ran, renewed=renewed)
         await self._apply(job, caller, result, watcher, whole=ran)
 
     async def _apply(

@@ -1,0 +1,62 @@
+"""How long the target has nothing to do between two jobs of one runner while many wait.
+
+The jobs are async ones where foreman has `POST /jobs`, else waiting sync calls, of which there are fewer.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from itertools import pairwise
+from statistics import median
+
+from benchmarks.processes import Bench, Foreman, Stub, wait_until
+from benchmarks.results import Result, at_most, percentile
+from benchmarks.wire import Connection, ask, chat, lines_model
+
+BLOCKER = lines_model(1, delay=3_600_000)
+MODEL = lines_model(1)
+
+
+def measure(bench: Bench) -> list[Result]:
+    """Milliseconds from the end of an answer until the next request has come."""
+    with bench.stub(BLOCKER, MODEL) as stub, bench.foreman(stub.port) as foreman, ExitStack() as clients:
+        # The queue is filled while a job that does not end is at the target; its client then leaves.
+        blocker = Connection(foreman.port)
+        blocker.socket.sendall(chat(BLOCKER))
+        wait_until(lambda: any(kind == "r" for kind, _ in stub.events()))
+        if foreman.has_jobs():
+            count = bench.few(10_000, 2_000)
+            _post(foreman, count)
+        else:
+            count = bench.few(2_000, 500)
+            for _ in range(count):
+                client = clients.enter_context(Connection(foreman.port))
+                client.socket.sendall(chat(MODEL))
+        wait_until(lambda: foreman.queued() == count)
+        blocker.close()
+        gaps = [gap * 1000 for gap in _gaps(stub, count)]
+    return [
+        at_most(f"gap between two jobs, {count} queued, p50", median(gaps), "ms", 1),
+        at_most(f"gap between two jobs, {count} queued, p99", percentile(gaps, 99), "ms", 5),
+    ]
+
+
+def _post(foreman: Foreman, count: int) -> None:
+    """Leave so many jobs, a thousand at a time."""
+    line = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Say something."}]}).encode() + b"\n"
+    for _ in range(count // 1000):
+        status, answer = ask(foreman.port, "POST", "/jobs", line * 1000, "application/x-ndjson")
+        assert status == 202, answer
+
+
+def _gaps(stub: Stub, count: int) -> list[float]:
+    """Seconds between each end and the next beginning, until so many jobs have ended."""
+    events: list[tuple[str, float]] = []
+
+    def all_over() -> bool:
+        events.extend(stub.events())
+        return sum(kind == "d" for kind, _ in events) >= count
+
+    wait_until(all_over, within=60)
+    return [then - now for (kind, now), (next_kind, then) in pairwise(events) if (kind, next_kind) == ("d", "r")]

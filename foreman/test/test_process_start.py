@@ -1,0 +1,164 @@
+"""The real process comes up: where it listens, and what keeps it from starting, in one line."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sqlite3
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet.task import deferLater
+
+from foreman.test.harness import Daemon, ask, chat, daemon, fake_ollama, reactor
+
+NOBODY = "http://127.0.0.1:9"  # the discard port: no target is needed to refuse a start
+
+
+async def refusal(foreman: Daemon) -> str:
+    """The one line with which a start ends; its status is 1."""
+    foreman.start()
+    assert await foreman.exit_status() == 1
+    said = foreman.lines("warn", "error", "critical") + foreman.errors.splitlines()
+    assert len(said) == 1, said
+    assert "Traceback" not in said[0]
+    return said[0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_second_foreman_on_the_same_file_says_who_has_it(tmp_path: Path) -> None:
+    """The second start ends with one line that names the holder's pid, and the first goes on undisturbed."""
+    async with fake_ollama() as fake, daemon(tmp_path, fake.url) as first:
+        folder = tmp_path / "second"
+        folder.mkdir()
+        async with daemon(folder, fake.url, {"DB": str(first.database)}, start=False) as second:
+            line = await refusal(second)
+            assert f"pid {first.pid}" in line
+        client = await ask(first.url, "POST", "/api/chat", chat("tiny-a"))
+        assert client.head is not None
+        assert client.head[0] == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_busy_port_ends_the_start(tmp_path: Path) -> None:
+    """Status 1 and one line that names the address; nothing goes on running without a listener."""
+    with closing(socket.socket()) as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        async with daemon(tmp_path, NOBODY, {"ADDR": f"127.0.0.1:{port}"}, start=False) as foreman:
+            assert f"127.0.0.1:{port}" in await refusal(foreman)
+            assert not foreman.database.with_name("foreman.db-wal").exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_bad_setting_ends_the_start(tmp_path: Path) -> None:
+    """Status 1 and one line on stderr that names the variable."""
+    async with daemon(tmp_path, NOBODY, {"POLL_INTERVAL": "soon"}, start=False) as foreman:
+        assert "FOREMAN_POLL_INTERVAL is 'soon'" in await refusal(foreman)
+        assert foreman.output == ""
+        foreman.process = None  # its stderr has been looked at
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_newer_database_ends_the_start(tmp_path: Path) -> None:
+    """A file of a newer foreman is left as it is; one line says which schema it has."""
+    with closing(sqlite3.connect(tmp_path / "foreman.db")) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    before = (tmp_path / "foreman.db").read_bytes()
+    async with daemon(tmp_path, NOBODY, start=False) as foreman:
+        assert "schema 99" in await refusal(foreman)
+        with closing(sqlite3.connect(foreman.database)) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone() == (99,)
+            assert connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
+    assert len(before) <= len((tmp_path / "foreman.db").read_bytes())
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_is_no_database_ends_the_start(tmp_path: Path) -> None:
+    """A mistyped FOREMAN_DB does not cost the file it names."""
+    (tmp_path / "foreman.db").write_text("my diary\n" * 1000)
+    async with daemon(tmp_path, NOBODY, start=False) as foreman:
+        assert "not a database" in await refusal(foreman)
+    assert (tmp_path / "foreman.db").read_text() == "my diary\n" * 1000
+
+
+def _without_privilege() -> None:
+    """Let the file's mode bind root too: drop CAP_DAC_OVERRIDE for the program that is executed next (Linux)."""
+    if sys.platform == "linux" and os.geteuid() == 0:
+        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+def _no_folder(folder: Path) -> Path:
+    return folder / "missing" / "foreman.db"
+
+
+def _folder_read_only(folder: Path) -> Path:
+    (folder / "shut").mkdir()
+    (folder / "shut").chmod(0o555)
+    return folder / "shut" / "foreman.db"
+
+
+def _file_read_only(folder: Path) -> Path:
+    path = folder / "ours.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE something (x)")
+    path.chmod(0o444)
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="modes do not bind root")
+@pytest.mark.parametrize("place", [_no_folder, _folder_read_only, _file_read_only])
+@pytest_twisted.ensureDeferred
+async def test_a_database_that_cannot_be_written_ends_the_start(tmp_path: Path, place: Callable[[Path], Path]) -> None:
+    """Status 1 and one line that names the file, rather than a daemon that can promise nothing."""
+    database = place(tmp_path)
+    async with daemon(tmp_path, NOBODY, {"DB": str(database)}, start=False) as foreman:
+        foreman.before_exec = _without_privilege
+        assert str(database) in await refusal(foreman)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
+    """`FOREMAN_ADDR=unix:…`: a chat through the socket works, and a restart over a stale socket too."""
+    path = tmp_path / "s"
+    async with fake_ollama() as fake, daemon(tmp_path, fake.url, {"ADDR": f"unix:{path}"}) as foreman:
+        for _ in range(2):
+            client = await ask(foreman.url, "POST", "/api/chat", chat("tiny-a"))
+            assert client.head is not None
+            assert client.head[0] == 200
+            await foreman.end(signal.SIGKILL)
+            foreman.start()
+            await foreman.ready()
+        assert await foreman.end(signal.SIGTERM) == 0
+        assert not path.exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_port_0_and_every_interface(tmp_path: Path) -> None:
+    """`:0` listens on every IPv4 address at a port of the system's choice, and warns as no token is set."""
+    async with fake_ollama() as fake, daemon(tmp_path, fake.url, {"ADDR": ":0"}) as foreman:
+        assert (await ask(foreman.url, "GET", "/readyz")).document == {"ready": True}
+        [warning] = foreman.lines("warn")
+        assert "FOREMAN_TOKEN" in warning
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_in_the_middle_of_the_start(tmp_path: Path) -> None:
+    """SIGTERM at any moment of the start ends the process at once, without a word of complaint."""
+    async with fake_ollama() as fake, daemon(tmp_path, fake.url, start=False) as foreman:
+        for tenths in range(2, 8):
+            foreman.start()
+            await deferLater(reactor, tenths / 10)
+            assert await foreman.end(signal.SIGTERM, within=10) in (0, -signal.SIGTERM)
+            assert foreman.lines("warn", "error", "critical") == []
+            assert foreman.errors == ""
+        foreman.start()
+        await foreman.ready()
