@@ -73,7 +73,7 @@ def _event(event: Event) -> dict[str, Any]:
     }
 
 
-# -- the parts -----------------------------------------------------------------------------------------------------------
+# -- the parts ---------------------------------------------------------------------------------------------------------
 
 
 def error(cause: JobError | None) -> dict[str, str] | None:
@@ -131,7 +131,7 @@ def webhook(record: JobRecord) -> dict[str, Any] | None:
     """Whom a job tells, and how many of its events are in which state of delivery."""
     if record.webhook is None:
         return None
-    return {"url": record.webhook, **{state: record.deliveries.get(state, 0) for state in DeliveryState}}
+    return {"url": record.webhook, **{state.value: record.deliveries.get(state, 0) for state in DeliveryState}}
 
 
 def moment(ms: int | None) -> str | None:

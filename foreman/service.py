@@ -20,6 +20,7 @@ from foreman import __version__, logs
 from foreman.config import Configuration
 from foreman.detach import detach
 from foreman.errors import ForemanError, Unwritable
+from foreman.job import Job
 from foreman.ollama.embedder import Embedder
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.requests import parse_keep_alive
@@ -27,17 +28,25 @@ from foreman.ollama.target import Target
 from foreman.ollama.wake import WakeOnLan
 from foreman.tick import Tick
 from foreman.web.errors import install_error_handlers
+from foreman.web.following import Following
 from foreman.web.health import Health
+from foreman.web.jobs import JobsFace
+from foreman.web.lookout import Lookout
 from foreman.web.metrics import Metrics
 from foreman.web.native import Limits, NativeFace
 from foreman.web.operate import OperatorFace, Readiness
-from foreman.web.site import make_site
+from foreman.web.site import OwnFace, make_site
+from foreman.webhooks.policy import AddressPolicy
+from foreman.work.archive import Archive
 from foreman.work.database import Database
+from foreman.work.deliveries import Deliveries
+from foreman.work.forecast import Forecast
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.retention import Retention
 from foreman.work.store import Store
 from foreman.work.switchboard import Switchboard
+from foreman.work.tails import Tails
 from foreman.work.worker import Patience, Worker
 
 LAST_WORDS = 0.5
@@ -91,6 +100,9 @@ class Foreman(Service):
             embedder=config.embed_model,
         )
         self._switchboard = Switchboard()
+        self._tails = Tails()
+        self._archive = Archive(database, inline_max=config.artifact_inline_max)
+        self._deliveries = Deliveries(self._store, database)
         self._worker = Worker(
             store=self._store,
             target=self._target,
@@ -174,8 +186,25 @@ class Foreman(Service):
             pause=self._pause,
             now_ms=now_ms,
         )
-        own = self._operators.app.resource()
         install_error_handlers(self._operators.app)
+        lookout = Lookout()
+        self._store.on_move.append(lookout.moved)
+        self._jobs = JobsFace(
+            store=self._store,
+            archive=self._archive,
+            deliveries=self._deliveries,
+            worker=self._worker,
+            inventory=self._inventory,
+            following=Following(archive=self._archive, tails=self._tails, lookout=lookout, tick=self._tick),
+            lookout=lookout,
+            policy=AddressPolicy(config.webhook_allow.networks, config.webhook_allow.hosts),
+            clock=reactor,
+            now_ms=now_ms,
+            max_attempts=config.max_attempts,
+            forecast=_no_forecast,
+            outbox_wake=lambda: None,
+        )
+        own = OwnFace(jobs=self._jobs, operators=self._operators.app.resource())
         self._site = make_site(native=self._native, own=own, config=config, reactor=reactor)
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
@@ -269,6 +298,10 @@ class Foreman(Service):
         self._tick.stop()
         await self._target.close()
         await self._store.stop()
+
+
+async def _no_forecast(job: Job) -> Forecast | None:
+    return None
 
 
 def _revealed(secret: Any) -> str:

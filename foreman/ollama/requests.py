@@ -139,11 +139,10 @@ def read(
     if path == "/v1/audio/transcriptions":
         return _read_form(body, content_type or "")
     streams = path in ("/api/chat", "/api/generate")
-    if content_encoding == "zstd" and path.startswith("/v1/"):
-        try:
-            body = _decompressed(body)
-        except (ValueError, zstandard.ZstdError) as error:
-            return Unreadable(reason=str(error), stream=streams)
+    try:
+        body = in_clear(path, body, content_encoding)
+    except (ValueError, zstandard.ZstdError) as error:
+        return Unreadable(reason=str(error), stream=streams)
     try:
         members = _members(body)
     except (ValueError, RecursionError) as error:
@@ -153,7 +152,7 @@ def read(
     try:
         options = _load_options(fields.get("options", {}))
     except Misfit as error:
-        faults.append(str(error))
+        faults.append(f"options: {error}")
     model = fields.get("model", "")
     stream = fields.get("stream", streams)
     if faults:
@@ -347,8 +346,10 @@ def _load_options(options: Mapping[str, Any]) -> dict[str, int | bool]:
 # -- other encodings -------------------------------------------------------------------------------------------------
 
 
-def _decompressed(body: bytes) -> bytes:
-    """A zstd body in clear; ValueError or ZstdError if it is none or larger than Ollama takes."""
+def in_clear(path: str, body: bytes, content_encoding: str | None) -> bytes:
+    """The body without its coding, as far as Ollama undoes any; ValueError or ZstdError if it could not."""
+    if content_encoding != "zstd" or not path.startswith("/v1/"):
+        return body
     reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(body, read_across_frames=True)
     clear = reader.read(_ZSTD_LIMIT + 1)
     if len(clear) > _ZSTD_LIMIT:

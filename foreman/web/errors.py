@@ -25,6 +25,8 @@ from foreman.errors import (
     Answered,
     Forbidden,
     ForemanError,
+    KeyGone,
+    KeyReused,
     NotReachable,
     QueueFull,
     Stalled,
@@ -72,6 +74,10 @@ class MethodNotAllowed(WebError):
         self.allow = allow
 
 
+class Conflict(WebError):
+    """What is asked for does not go with the state that things are in."""
+
+
 class BodyTooLarge(WebError):
     """The request's body is larger than FOREMAN_MAX_BODY."""
 
@@ -86,7 +92,10 @@ STATUS: Mapping[type[BaseException], int] = MappingProxyType(
         Denied: 403,
         NotFound: 404,
         MethodNotAllowed: 405,
+        Conflict: 409,
+        KeyGone: 410,
         BodyTooLarge: 413,
+        KeyReused: 422,
         # Lost, Truncated, TooLarge and whatever else an answer of the target may suffer from
         TargetError: 502,
         StoreError: 503,

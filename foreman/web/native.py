@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from math import inf
 
+import orjson
 from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -18,7 +19,7 @@ from ulid import ULID
 
 from foreman.detach import detach
 from foreman.errors import Forbidden, NotReachable, TargetError, Unavailable
-from foreman.job import ErrorCode, JobError, NewJob, Runner
+from foreman.job import ErrorCode, IdempotencyKey, JobError, NewJob, Runner, Submission
 from foreman.logs import make_logger
 from foreman.ollama import requests
 from foreman.ollama.embedder import Embedder
@@ -28,9 +29,11 @@ from foreman.ollama.requests import Inference, Unreadable
 from foreman.ollama.routes import Kind, Route, match, redirect_page
 from foreman.ollama.target import Target
 from foreman.tick import Tick
+from foreman.web import asks
 from foreman.web.errors import respond_error
 from foreman.web.site import Request
 from foreman.web.streams import Outflow, WaitingCaller
+from foreman.work.keys import Accepted
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.store import Store
@@ -181,6 +184,11 @@ class NativeFace:
 
     async def _infer(self, request: Request, route: Route) -> None:
         body = request.body()
+        submits = asks.preferences(request).respond_async
+        key = asks.key_of(request, body) if submits else None
+        if key is not None and (repeated := await self.store.repeated(key)) is not None:
+            _answer_submitted(request, repeated)
+            return
         read = requests.read(route.path, body, request.getHeader("content-type"), request.getHeader("content-encoding"))
         if isinstance(read, Unreadable):
             if read.empty:
@@ -203,8 +211,31 @@ class NativeFace:
         if model is None and self.inventory.up:
             await self._carry(request, route)
             return
-        key = normalise(read.model) if model is None else model.key
-        await self._queue(request, route, body, read, Runner(key, read.options))
+        runner = Runner(normalise(read.model) if model is None else model.key, read.options)
+        if submits:
+            await self._submit(request, self._async_job(request, route, body, read, runner), key)
+        else:
+            await self._queue(request, route, body, read, runner)
+
+    def _async_job(self, request: Request, route: Route, body: bytes, read: Inference, runner: Runner) -> NewJob:
+        """The async job that a call becomes (RFC 7240).  Nothing in its body is foreman's."""
+        return NewJob(
+            id=str(ULID()),
+            endpoint=route.path,
+            model=read.model,
+            runner=runner,
+            size=len(body),
+            created_at=self.now_ms(),
+            submission=Submission(
+                body=requests.in_clear(route.path, body, request.getHeader("content-encoding")),
+                content_type=request.getHeader("content-type") or "application/json",
+            ),
+        )
+
+    async def _submit(self, request: Request, new: NewJob, key: IdempotencyKey | None) -> None:
+        if self._stopping:
+            raise _stopping()  # while its model was looked up
+        _answer_submitted(request, await self.store.accept_once([new], key))
 
     async def _embed(self, request: Request, route: Route, read: Inference, embedder: Embedder) -> None:
         """Carry a call to the pinned embedder when its turn comes: no queue, no row."""
@@ -306,6 +337,15 @@ def _stopping() -> Unavailable:
 
 def _answer_failure(failure: Failure, request: Request) -> None:
     respond_error(request, failure.value or RuntimeError("a failure without a value"))
+
+
+def _answer_submitted(request: Request, accepted: Accepted) -> None:
+    [job_id], [job] = accepted.ids, accepted.jobs
+    document = {"job_id": job_id}
+    if accepted.repeated and job is not None:
+        document["state"] = job.state
+    headers = ((b"location", f"/jobs/{job_id}".encode()), (b"content-type", b"application/json"))
+    _answer(request, 200 if accepted.repeated else 202, headers, orjson.dumps(document))
 
 
 def _headers(request: Request) -> tuple[tuple[bytes, bytes], ...]:

@@ -28,7 +28,7 @@ from foreman.web import cors
 from foreman.web.body import IN_MEMORY, Bodies, Request
 from foreman.web.errors import BadRequest, Denied, Unauthorized, respond_error
 
-__all__ = ["Gate", "Request", "Site", "make_site"]
+__all__ = ["Gate", "OwnFace", "Request", "Site", "make_site"]
 
 IDLE_TIMEOUT = 600.0
 """Seconds of silence between requests, or within a body.  Ollama has no such limit, and clients pool connections."""
@@ -49,6 +49,19 @@ class Face(Protocol):
 
     def render(self, request: Request) -> Any:
         """Answer the request, now or later; NOT_DONE_YET."""
+
+
+@frozen(kw_only=True)
+class OwnFace:
+    """Foreman's own paths: `/jobs` and what is below, and the operators'."""
+
+    jobs: Face
+    operators: Face
+
+    def render(self, request: Request) -> Any:
+        """Have the request answered."""
+        face = self.jobs if (request.path + b"/").startswith(b"/jobs/") else self.operators
+        return face.render(request)
 
 
 @frozen(kw_only=True)
@@ -247,7 +260,7 @@ def make_site(*, native: Face, own: Face, config: Configuration, reactor: Any) -
     """The HTTP server, ready to listen.
 
     :param native: answers every path that is not foreman's own.
-    :param own: Klein's resource for foreman's own paths, its error handlers installed.
+    :param own: answers foreman's own.
     """
 
     def limit_for(method: bytes, path: bytes) -> int | None:

@@ -96,8 +96,17 @@ class Store:
         accepted = await self._accept(jobs, None)
         return [job for job in accepted.jobs if job is not None]
 
-    async def accept_once(self, jobs: Sequence[NewJob], key: IdempotencyKey) -> Accepted:
-        """As `accept`, unless that key has come before.
+    async def repeated(self, key: IdempotencyKey) -> Accepted | None:
+        """What came of the request with that key, None if there was none yet.
+
+        :raise KeyReused: it came with another request.
+        :raise KeyGone: its jobs were deleted.
+        """
+        now = self._clock_ms()
+        return await self._database.read(lambda cursor: repeat_of(Transaction(cursor, now), key))
+
+    async def accept_once(self, jobs: Sequence[NewJob], key: IdempotencyKey | None) -> Accepted:
+        """As `accept`, unless the request has a key and it has come before.
 
         :raise KeyReused: it came with another request.
         :raise KeyGone: its jobs were deleted.
@@ -189,9 +198,7 @@ class Store:
         if charge is None:
             after = requeued(job)
         else:
-            after = charged(
-                job, charge, now=self._clock_ms(), max_attempts=self._max_attempts, remains=remains
-            )
+            after = charged(job, charge, now=self._clock_ms(), max_attempts=self._max_attempts, remains=remains)
         # foreman lived through this try, so the job is no suspect: the count of starts that found it begins anew.
         if after.state is JobState.QUEUED:
             return await self._move(job, after, not_before=not_before, orphaned=0)
