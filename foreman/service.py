@@ -32,12 +32,15 @@ from foreman.web.metrics import Metrics
 from foreman.web.native import Limits, NativeFace
 from foreman.web.operate import OperatorFace, Readiness
 from foreman.web.site import make_site
+from foreman.work.archive import Archive
 from foreman.work.database import Database
+from foreman.work.deliveries import Deliveries
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.retention import Retention
 from foreman.work.store import Store
 from foreman.work.switchboard import Switchboard
+from foreman.work.tails import Tails
 from foreman.work.worker import Patience, Worker
 
 LAST_WORDS = 0.5
@@ -91,12 +94,17 @@ class Foreman(Service):
             embedder=config.embed_model,
         )
         self._switchboard = Switchboard()
+        self._tails = Tails()
+        self._store.on_move.append(self._tails.follow)
+        self._archive = Archive(database, inline_max=config.artifact_inline_max)
+        self._deliveries = Deliveries(self._store, database)
         self._worker = Worker(
             store=self._store,
             target=self._target,
             inventory=self._inventory,
             residency=self._residency,
             switchboard=self._switchboard,
+            tails=self._tails,
             pause=self._pause,
             tick=self._tick,
             clock=reactor,
@@ -106,6 +114,8 @@ class Foreman(Service):
                 answer_timeout=config.answer_timeout,
                 stall_timeout=config.stall_timeout,
                 shutdown_grace=config.shutdown_grace,
+                max_run=config.max_run,
+                max_result=config.max_result,
             ),
         )
         self._embedder = None

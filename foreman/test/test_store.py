@@ -515,7 +515,11 @@ def test_no_query_walks_the_table(house: House, name: str) -> None:
     )
     steps = [detail for *_ids, detail in plan]
     assert not [step for step in steps if "TEMP B-TREE" in step]
-    walks = [step for step in steps if re.match(r"(SCAN|SEARCH) (jobs|this|bodies|artifacts|events|delivery_tries|idempotency)\b", step)]
+    walks = [
+        step
+        for step in steps
+        if re.match(r"(SCAN|SEARCH) (jobs|this|bodies|artifacts|events|delivery_tries|idempotency)\b", step)
+    ]
     found = [step.partition(" USING ")[2].removeprefix("COVERING ").partition(" (")[0] for step in walks]
     assert sorted(found) == INDEXES[name], steps
 

@@ -189,9 +189,7 @@ class Store:
         if charge is None:
             after = requeued(job)
         else:
-            after = charged(
-                job, charge, now=self._clock_ms(), max_attempts=self._max_attempts, remains=remains
-            )
+            after = charged(job, charge, now=self._clock_ms(), max_attempts=self._max_attempts, remains=remains)
         # foreman lived through this try, so the job is no suspect: the count of starts that found it begins anew.
         if after.state is JobState.QUEUED:
             return await self._move(job, after, not_before=not_before, orphaned=0)
