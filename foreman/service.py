@@ -35,6 +35,8 @@ from foreman.web.site import make_site
 from foreman.work.archive import Archive
 from foreman.work.database import Database
 from foreman.work.deliveries import Deliveries
+from foreman.work.expiry import Expiry
+from foreman.work.forecasts import Forecasts
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.retention import Retention
@@ -135,6 +137,10 @@ class Foreman(Service):
                 broadcast=config.wake.broadcast,
                 needed=lambda: not self._inventory.up and not self._pause.active and self._store.backlog.queued > 0,
             )
+        self._expiry = Expiry(store=self._store, tick=self._tick, now_ms=now_ms)
+        self._forecasts = Forecasts(
+            store=self._store, worker=self._worker, inventory=self._inventory, pause=self._pause
+        )
         self._native = NativeFace(
             store=self._store,
             target=self._target,
@@ -214,6 +220,7 @@ class Foreman(Service):
                 requeued=recovered.requeued,
                 interrupted=recovered.interrupted,
             )
+        await self._forecasts.start()
         self._tick.start()
         self._tick.subscribe(self._beat)
         await self._pause.start()
@@ -222,6 +229,7 @@ class Foreman(Service):
         self._native.start()
         self._health.start()
         self._retention.start()
+        self._expiry.start()
         endpoint = serverFromString(self._reactor, self._config.addr.endpoint)
         self.port = await endpoint.listen(self._site)
         self._readiness.ready = True
@@ -269,6 +277,7 @@ class Foreman(Service):
         if self.port is not None:
             await maybeDeferred(self.port.stopListening)
         self._native.stop()
+        await self._expiry.stop()
         await self._retention.stop()
         await self._worker.stop()
         # The last caller may still be taking the end of its answer.

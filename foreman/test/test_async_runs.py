@@ -6,11 +6,10 @@ import json
 from typing import Any
 
 import orjson
-import pytest
 import pytest_twisted
 from ulid import ULID
 
-from foreman.job import IdempotencyKey, Job, JobState, NewJob, Runner, Submission
+from foreman.job import Job, JobState, NewJob, Runner, Submission
 from foreman.ollama import requests
 from foreman.ollama.names import normalise
 from foreman.ollama.requests import Inference

@@ -456,6 +456,8 @@ INDEXES = {
     "OLDEST_OF_MODEL": ["INDEX ready_by_model"],
     "OLDEST": ["INDEX ready"],
     "OLDEST_OF_EACH_RUNNER": ["INDEX ready_by_runner"] * 3 + ["INTEGER PRIMARY KEY"] * 2,
+    "FIRSTS": ["INDEX ready_by_runner"] * 3 + ["INTEGER PRIMARY KEY"] * 2,
+    "OLDER_OF_RUNNER": ["INDEX ready_by_runner"],
     "INTERRUPTED": ["INDEX running"],
     "CLIENTS_GONE": ["INDEX waiting_clients"],
     "DEPTH": ["INDEX depth"],

@@ -11,10 +11,10 @@ How long loads and runs take is learned from the jobs that have ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from foreman.job import Job, JobState, Runner
 from foreman.work.moves import Move
@@ -51,6 +51,18 @@ class Forecast:
     swaps_ahead: int
     eta_seconds: float | None
 
+    def timeless(self) -> Forecast:
+        """The same without the seconds."""
+        return evolve(self, eta_seconds=None)
+
+
+@frozen
+class First:
+    """A runner's oldest ready job."""
+
+    runner: Runner
+    seq: int
+
 
 @frozen(kw_only=True)
 class Line:
@@ -61,7 +73,7 @@ class Line:
     """
 
     older: int
-    firsts: tuple[Job, ...]
+    firsts: tuple[First, ...]
 
 
 @frozen
@@ -78,7 +90,7 @@ class Paces:
     def __init__(self) -> None:
         self._paces: dict[Runner, Pace] = {}
 
-    def __getitem__(self, runner: Runner) -> Pace:
+    def of(self, runner: Runner) -> Pace:
         """The runner's pace, or that of its model with other options."""
         if runner in self._paces:
             return self._paces[runner]
@@ -122,9 +134,8 @@ def forecast(
     :param resident: the runner that is drained now, None if unknown.
     :param running: the runner of the job in hand, None if there is none.
     """
-    firsts: Mapping[Runner, Job] = {first.runner: first for first in line.firsts}
+    candidates = {job.runner: First(job.runner, job.seq)} | {first.runner: first for first in line.firsts}
     ahead, swaps, seconds = 0, 0, _half_a_run(running, pace)
-    candidates = {**firsts, job.runner: firsts.get(job.runner, job)}
     at = resident
     while True:
         runner = min(candidates.values(), key=partial(order_key, resident=at)).runner
