@@ -25,20 +25,20 @@ def measure(bench: Bench) -> list[Result]:
     fill(path, queued=count, done=len(MODELS))
     results = []
     with opened(path) as connection:
-        transaction = Transaction(connection.cursor())
+        transaction = Transaction(connection.cursor(), 5)
         connection.execute("BEGIN IMMEDIATE")
         for case, resident in RESIDENTS.items():
             times = []
             for _ in range(2000):
                 started = time.perf_counter()
-                assert transaction.choose(5, resident, ()) is not None
+                assert transaction.choose(resident, ()) is not None
                 times.append((time.perf_counter() - started) * 1e6)
             results += [
                 at_most(f"choosing among {count} jobs, {case}, p50", median(times), "µs", 200),
                 told(f"choosing among {count} jobs, {case}, p99", percentile(times, 99), "µs"),
             ]
         started = time.perf_counter()
-        assert transaction.choose(5, None, (Runner(MODELS[0]),)) is not None
+        assert transaction.choose(None, (Runner(MODELS[0]),)) is not None
         seconds = time.perf_counter() - started
         connection.execute("ROLLBACK")
     return [*results, at_most(f"choosing among {count} jobs, a runner is set aside", seconds * 1e6, "µs", 200)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from foreman.job import Ending, Job, NewJob, Runner
+from foreman.job import Ending, Job, NewJob, Runner, Submission
 from foreman.work.database import SCHEMA, upgrade
 from foreman.work.moves import Transaction, at_work, ended, picked
 
@@ -17,7 +17,13 @@ MODELS = ("model-a", "model-b", "model-c", "model-d")
 def new_job(job_id: str, model: str = MODELS[0]) -> NewJob:
     """An async job as it comes in."""
     return NewJob(
-        id=job_id, sync=False, endpoint="/api/chat", model=model, runner=Runner(model), size=300, created_at=1
+        id=job_id,
+        endpoint="/api/chat",
+        model=model,
+        runner=Runner(model),
+        size=2,
+        created_at=1,
+        submission=Submission(body=b"{}"),
     )
 
 
@@ -43,7 +49,7 @@ def fill(path: Path, *, queued: int, done: int) -> None:
     with opened(path) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("BEGIN")
-        transaction = Transaction(connection.cursor())
+        transaction = Transaction(connection.cursor(), 5)
         patterns = [transaction.accept(new_job(f"done-{model}", model)) for model in MODELS]
         for job in patterns:
             _finish(transaction, job)

@@ -20,7 +20,6 @@ from foreman import __version__, logs
 from foreman.config import Configuration
 from foreman.detach import detach
 from foreman.errors import ForemanError, Unwritable
-from foreman.job import Job
 from foreman.ollama.embedder import Embedder
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.requests import parse_keep_alive
@@ -40,7 +39,8 @@ from foreman.webhooks.policy import AddressPolicy
 from foreman.work.archive import Archive
 from foreman.work.database import Database
 from foreman.work.deliveries import Deliveries
-from foreman.work.forecast import Forecast
+from foreman.work.expiry import Expiry
+from foreman.work.forecasts import Forecasts
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.retention import Retention
@@ -101,6 +101,7 @@ class Foreman(Service):
         )
         self._switchboard = Switchboard()
         self._tails = Tails()
+        self._store.on_move.append(self._tails.follow)
         self._archive = Archive(database, inline_max=config.artifact_inline_max)
         self._deliveries = Deliveries(self._store, database)
         self._worker = Worker(
@@ -109,6 +110,7 @@ class Foreman(Service):
             inventory=self._inventory,
             residency=self._residency,
             switchboard=self._switchboard,
+            tails=self._tails,
             pause=self._pause,
             tick=self._tick,
             clock=reactor,
@@ -118,6 +120,8 @@ class Foreman(Service):
                 answer_timeout=config.answer_timeout,
                 stall_timeout=config.stall_timeout,
                 shutdown_grace=config.shutdown_grace,
+                max_run=config.max_run,
+                max_result=config.max_result,
             ),
         )
         self._embedder = None
@@ -137,6 +141,10 @@ class Foreman(Service):
                 broadcast=config.wake.broadcast,
                 needed=lambda: not self._inventory.up and not self._pause.active and self._store.backlog.queued > 0,
             )
+        self._expiry = Expiry(store=self._store, tick=self._tick, now_ms=now_ms)
+        self._forecasts = Forecasts(
+            store=self._store, worker=self._worker, inventory=self._inventory, pause=self._pause
+        )
         self._native = NativeFace(
             store=self._store,
             target=self._target,
@@ -201,7 +209,7 @@ class Foreman(Service):
             clock=reactor,
             now_ms=now_ms,
             max_attempts=config.max_attempts,
-            forecast=_no_forecast,
+            forecast=self._forecasts.of,
             outbox_wake=lambda: None,
         )
         own = OwnFace(jobs=self._jobs, operators=self._operators.app.resource())
@@ -233,6 +241,7 @@ class Foreman(Service):
                 requeued=recovered.requeued,
                 interrupted=recovered.interrupted,
             )
+        await self._forecasts.start()
         self._tick.start()
         self._tick.subscribe(self._beat)
         await self._pause.start()
@@ -241,6 +250,7 @@ class Foreman(Service):
         self._native.start()
         self._health.start()
         self._retention.start()
+        self._expiry.start()
         endpoint = serverFromString(self._reactor, self._config.addr.endpoint)
         self.port = await endpoint.listen(self._site)
         self._readiness.ready = True
@@ -288,6 +298,7 @@ class Foreman(Service):
         if self.port is not None:
             await maybeDeferred(self.port.stopListening)
         self._native.stop()
+        await self._expiry.stop()
         await self._retention.stop()
         await self._worker.stop()
         # The last caller may still be taking the end of its answer.
@@ -298,10 +309,6 @@ class Foreman(Service):
         self._tick.stop()
         await self._target.close()
         await self._store.stop()
-
-
-async def _no_forecast(job: Job) -> Forecast | None:
-    return None
 
 
 def _revealed(secret: Any) -> str:

@@ -58,6 +58,25 @@ class Head:
     phrase: bytes
     headers: tuple[tuple[bytes, bytes], ...]
 
+    def header(self, name: bytes) -> bytes | None:
+        """Give the first header of that name, in any case."""
+        return header_of(self.headers, name)
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds to wait, None if the target names none (or names a date)."""
+        return seconds_of(self.header(b"retry-after"))
+
+
+def header_of(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """Give the first header of that name, in any case."""
+    return next((value for key, value in headers if key.lower() == name.lower()), None)
+
+
+def seconds_of(value: bytes | None) -> float | None:
+    """Read `Retry-After`; None if there is none, or it is a date."""
+    return float(value) if value is not None and value.isdigit() else None
+
 
 class Flow(typing.Protocol):
     """The tap of an answer's body.  What has been read already (at most 64 KiB) still arrives after a pause."""

@@ -294,6 +294,16 @@ class Folder:
         self.feed(b"\n")
 
     @property
+    def begun(self) -> bool:
+        """Whether anything has been folded."""
+        return bool(self._last)
+
+    @property
+    def pending(self) -> bytes:
+        """What has come of a line that is not complete, and so is not folded yet."""
+        return self._splitter.rest()
+
+    @property
     def content(self) -> str:
         """The text so far."""
         return self._content.decode()

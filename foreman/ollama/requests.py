@@ -183,6 +183,20 @@ def plain_show(body: bytes) -> str | None:
     return None if faults or any(fields.values()) else name or None
 
 
+def with_stream(body: bytes, stream: bool) -> bytes:
+    """The JSON body with its `stream` set; one that is no object stays as it is.
+
+    One more member is added behind the others, since Ollama takes the last of equal ones; all else stays as it came.
+    """
+    text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        return body
+    member = ("," if value else "") + ('"stream":true}' if stream else '"stream":false}')
+    return (text[: end - 1] + member).encode() if isinstance(value, tuple) else body
+
+
 # -- Go's encoding/json ----------------------------------------------------------------------------------------------
 
 

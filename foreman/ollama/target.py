@@ -28,7 +28,16 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from foreman.errors import TargetError, TooLarge
-from foreman.ollama.exchange import Exchange, Flow, Head, Sink, is_hop_by_hop, named_by_connection
+from foreman.ollama.exchange import (
+    Exchange,
+    Flow,
+    Head,
+    Sink,
+    header_of,
+    is_hop_by_hop,
+    named_by_connection,
+    seconds_of,
+)
 from foreman.tick import Tick
 
 CLOSE_TIMEOUT = 1.0
@@ -55,13 +64,12 @@ class Reply:
 
     def header(self, name: bytes) -> bytes | None:
         """Give the first header of that name, in any case."""
-        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+        return header_of(self.headers, name)
 
     @property
     def retry_after(self) -> float | None:
         """Seconds to wait, None if the target names none (or names a date)."""
-        value = self.header(b"retry-after") or b""
-        return float(value) if value.isdigit() else None
+        return seconds_of(self.header(b"retry-after"))
 
 
 class Target:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest_twisted
 from twisted.internet.task import deferLater
 
-from foreman.job import NewJob, Runner
+from foreman.job import NewJob, Runner, Submission
 from foreman.ollama.fake import FakeOllama, default_models
 from foreman.test.harness import RawClient, chat, daemon, eventually, fake_ollama, reactor, send
 from foreman.work.database import Database
@@ -125,12 +125,12 @@ async def test_async_jobs_are_back_in_the_queue_within_a_second_of_the_start(tmp
         jobs = [
             NewJob(
                 id=f"job-{number}",
-                sync=number == 3,
                 endpoint="/api/chat",
                 model="tiny-a",
                 runner=Runner("tiny-a:latest"),
                 size=1,
                 created_at=1,
+                submission=None if number == 3 else Submission(body=b"{}"),
             )
             for number in range(4)
         ]

@@ -14,9 +14,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from foreman.errors import QueueFull
-from foreman.job import Ending, ErrorCode, Job, JobError, Runner
+from foreman.errors import KeyGone, KeyReused, QueueFull
+from foreman.job import Artifact, Ending, ErrorCode, IdempotencyKey, Job, JobError, Runner, Submission
+from foreman.record import DeliveryState, DeliveryTry
 from foreman.test.strategies import RUNNERS, SteppedDatabase, new_job, runners
+from foreman.work.deliveries import Deliveries
 from foreman.work.moves import Transaction, ended
 from foreman.work.recovery import Recovered
 from foreman.work.schedule import order_key
@@ -26,6 +28,7 @@ T = TypeVar("T")
 
 MAX_QUEUE = 12
 MAX_ATTEMPTS = 2
+INFINITY = 10**15
 arrivals = st.tuples(runners, st.sampled_from([False, False, True]))
 """A job's runner, and whether a client waits for it."""
 
@@ -45,17 +48,39 @@ class Row:
     not_before: int = 0
     completed_at: int | None = None
     code: str | None = None
+    expires_at: int | None = None
+    told: bool = False
+    key: str | None = None
+    events: list[str] = field(factory=lambda: ["queued"])
+    kept: list[str] = field(factory=list)
     seen: list[Job] = field(factory=list)
+
+    def become(self, state: str) -> None:
+        """One transition, which leaves an event."""
+        self.state = state
+        self.events.append(state)
 
     def fail(self, code: str, now: int) -> None:
         """Fail for good."""
-        self.state, self.code, self.completed_at, self.not_before = "failed", code, now, 0
+        self.become("failed")
+        self.code, self.completed_at, self.not_before = code, now, 0
 
     def charge(self, now: int) -> None:
         """Charge one failure."""
         self.failures += 1
         if self.failures >= MAX_ATTEMPTS:
             self.fail("attempts_exhausted", now)
+        else:
+            self.become("queued")
+
+
+@define
+class Known:
+    """What the model knows of a request with a key."""
+
+    digest: bytes
+    ids: tuple[str, ...]
+    gone_at: int | None = None
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -69,6 +94,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.number = 0
         self.wakes = 0
         self.rows: dict[int, Row] = {}
+        self.keys: dict[str, Known] = {}
+        self.heard: dict[int, int] = {}
         self.kept: tuple[bytes, int] | None = None
 
     def teardown(self) -> None:
@@ -91,6 +118,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.path = path
         self.database = SteppedDatabase(path)
         self.store = Store(self.database, lambda: self.now, MAX_QUEUE, MAX_ATTEMPTS)
+        self.deliveries = Deliveries(self.store, self.database)
         recovered = self.run(self.store.start())
         self.store.on_wake = self.wake
         requeued = interrupted = exhausted = 0
@@ -99,10 +127,11 @@ class StoreMachine(RuleBasedStateMachine):
                 row.fail("interrupted", self.now)
                 interrupted += 1
             elif row.state in ("loading", "working"):
-                row.state = "queued"
                 row.orphaned += 1
                 if row.orphaned >= 3:
                     row.charge(self.now)
+                else:
+                    row.become("queued")
                 requeued += row.state == "queued"
                 exhausted += row.state == "failed"
         assert recovered == Recovered(requeued=requeued, interrupted=interrupted, exhausted=exhausted)
@@ -152,6 +181,91 @@ class StoreMachine(RuleBasedStateMachine):
         if row.state in ("queued", "loading"):
             row.fail("cancelled", self.now)
 
+    @rule(
+        chosen=st.lists(runners, min_size=1, max_size=3),
+        key=st.sampled_from(["a", "b", "c"]),
+        digest=st.sampled_from([b"1", b"2"]),
+        told=st.booleans(),
+        patience=st.none() | st.sampled_from([1, 20]),
+    )
+    def accept_once(self, chosen: list[Runner], key: str, digest: bytes, told: bool, patience: int | None) -> None:
+        """A repeated request gives the same ids, even when the queue is full; another one with its key is refused."""
+        expires_at = None if patience is None else self.now + patience
+        submission = Submission(body=b"{}", webhook="http://example.net/hook" if told else None, expires_at=expires_at)
+        new = [
+            new_job(self.number + place, runner=runner, created_at=self.now, submission=submission)
+            for place, runner in enumerate(chosen)
+        ]
+        accepting = self.store.accept_once(new, IdempotencyKey(key, digest))
+        known = self.keys.get(key)
+        if known is not None and known.digest != digest:
+            with pytest.raises(KeyReused):
+                self.run(accepting)
+            return
+        if known is not None and known.gone_at is not None:
+            with pytest.raises(KeyGone):
+                self.run(accepting)
+            return
+        if known is not None:
+            accepted = self.run(accepting)
+            assert (accepted.repeated, accepted.ids) == (True, known.ids)
+            left = {job.id for job in accepted.jobs if job is not None}
+            assert left == {row.seen[0].id for row in self.rows.values() if row.key == key}
+            return
+        if len(self.in_state("queued")) + len(new) > MAX_QUEUE:
+            with pytest.raises(QueueFull):
+                self.run(accepting)
+            return
+        accepted = self.run(accepting)
+        self.number += len(new)
+        assert (accepted.repeated, accepted.ids) == (False, tuple(each.id for each in new))
+        self.keys[key] = Known(digest, accepted.ids)
+        for job in accepted.jobs:
+            assert job is not None
+            self.rows[job.seq] = Row(job.runner, sync=False, expires_at=expires_at, told=told, key=key, seen=[job])
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        """A job goes with all that is its own, unless it is at the target; of its request a tombstone stays."""
+        seq = data.draw(st.sampled_from(sorted(self.rows)))
+        row = self.rows[seq]
+        assert self.run(self.store.delete(row.seen[0].id)) == row.state
+        if row.state == "working":
+            return
+        del self.rows[seq]
+        if row.key is not None and not any(other.key == row.key for other in self.rows.values()):
+            self.keys[row.key].gone_at = self.now
+
+    @rule()
+    def expire(self) -> None:
+        """Who has waited too long has failed."""
+        expired = [
+            self.rows[seq] for seq in self.in_state("queued") if (self.rows[seq].expires_at or INFINITY) <= self.now
+        ]
+        assert self.run(self.store.expire()) == len(expired)
+        for row in expired:
+            row.fail("expired", self.now)
+
+    @precondition(lambda self: any(row.told for row in self.rows.values()))
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        """Whoever is to be told of a job is told of everything, one after another."""
+        told = [seq for seq, row in self.rows.items() if row.told]
+        seq = data.draw(st.sampled_from(told))
+        heard = []
+        while due := self.run(self.deliveries.due(INFINITY, limit=100, per_host=100)):
+            mine = [delivery for delivery in due if delivery.seq == seq]
+            if not mine:
+                break
+            [delivery] = mine
+            heard.append(delivery.event.state.value)
+            outcome = DeliveryTry(sequence=delivery.event.sequence, at=self.now, status=200, error=None)
+            self.run(self.deliveries.tried(delivery, outcome, DeliveryState.DELIVERED, None))
+        row = self.rows[seq]
+        assert heard == row.events[len(row.events) - len(heard) :]
+        self.heard[seq] = len(row.events)
+
     # -- the worker --------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.in_state("queued"))
@@ -175,7 +289,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert job.seq == expected.seq
         row = self.rows[job.seq]
         row.attempt += 1
-        row.state = "working" if warm and row.runner == resident else "loading"
+        row.become("loading")
+        if warm and row.runner == resident:
+            row.become("working")
         assert job.loading_at == self.now
         assert job.working_at == (self.now if row.state == "working" else None)
         row.seen.append(job)
@@ -193,7 +309,7 @@ class StoreMachine(RuleBasedStateMachine):
         working = self.run(self.store.work(job))
         assert working is not None
         assert working.working_at == self.now
-        row.state = "working"
+        row.become("working")
         row.seen.append(working)
 
     @precondition(lambda self: self.in_state("working"))
@@ -201,8 +317,11 @@ class StoreMachine(RuleBasedStateMachine):
     def finish(self, data: st.DataObject) -> None:
         """From working to done."""
         job, row = self.held(data, "working")
-        assert self.run(self.store.end(job, Ending(error=None, at=self.now, output_tokens=7)))
-        row.state, row.completed_at = "done", self.now
+        artifacts = () if row.sync else (Artifact(name="completion", content_type="application/json", body=b"{}"),)
+        ending = Ending(error=None, at=self.now, output_tokens=7, artifacts=artifacts)
+        assert self.run(self.store.end(job, ending))
+        row.become("done")
+        row.completed_at, row.kept = self.now, [artifact.name for artifact in artifacts]
 
     @precondition(lambda self: self.in_state("loading", "working"))
     @rule(data=st.data())
@@ -219,11 +338,19 @@ class StoreMachine(RuleBasedStateMachine):
         job, row = self.held(data, "loading", "working")
         not_before = self.now + delay if delay else 0
         wakes = self.wakes
-        after = self.run(self.store.put_back(job, not_before=not_before, charge=ERROR if charge else None))
+        artifacts = () if row.sync else (Artifact(name="partial", content_type="text/plain", body=b"so far"),)
+        remains = Ending(error=ERROR, at=self.now, artifacts=artifacts)
+        after = self.run(
+            self.store.put_back(job, not_before=not_before, charge=ERROR if charge else None, remains=remains)
+        )
         assert after is not None
-        row.state, row.not_before, row.orphaned = "queued", not_before, 0
+        row.not_before, row.orphaned = not_before, 0
         if charge:
             row.charge(self.now)
+        else:
+            row.become("queued")
+        if row.state == "failed":
+            row.kept = [artifact.name for artifact in artifacts]
         assert (after.error is None) == (row.state == "queued")
         assert self.wakes - wakes == (row.state == "queued" and delay == 0)
         row.seen.append(after)
@@ -256,14 +383,23 @@ class StoreMachine(RuleBasedStateMachine):
     def prune(self, age: int, limit: int) -> None:
         """The oldest ended jobs go, others stay."""
         before = self.now - age
-        old = sorted((row.completed_at, seq) for seq, row in self.rows.items() if (row.completed_at or before) < before)
+        old = sorted(
+            (row.completed_at, seq)
+            for seq, row in self.rows.items()
+            if row.completed_at is not None
+            and row.completed_at < before
+            and (not row.told or self.heard.get(seq) == len(row.events))
+        )
         assert self.run(self.store.prune(before, limit)) == min(len(old), limit)
         left = set(self.run(self.database.read(lambda cursor: cursor.execute("SELECT seq FROM jobs").fetchall())))
         gone = [seq for _at, seq in old if (seq,) not in left]
         # Which of those that ended in the same millisecond went is nobody's business.
         assert [self.rows[seq].completed_at for seq in gone] == [at for at, _seq in old[:limit]]
         for seq in gone:
-            del self.rows[seq]
+            key = self.rows.pop(seq).key
+            if key is not None and not any(other.key == key for other in self.rows.values()):
+                del self.keys[key]
+        self.keys = {key: known for key, known in self.keys.items() if known.gone_at is None or known.gone_at >= before}
 
     @rule(how=st.sampled_from(["stop", "kill", "kill while writing"]), value=st.binary(max_size=8))
     def restart(self, how: str, value: bytes) -> None:
@@ -306,6 +442,10 @@ class StoreMachine(RuleBasedStateMachine):
             self.run(self.database.write(die, durable=True))
         return copies[0]
 
+    def all_of(self, query: str) -> list[tuple[object, ...]]:
+        """What a query gives."""
+        return self.run(self.database.read(lambda cursor: cursor.execute(query).fetchall()))
+
     @invariant()
     def the_store_is_the_model(self) -> None:
         """Every row, every counter and every question about them agree with the model."""
@@ -319,6 +459,22 @@ class StoreMachine(RuleBasedStateMachine):
             progress = (row.attempt, row.failures, row.orphaned)
             expected.append((seq, row.sync, row.state, *progress, row.not_before, row.completed_at, row.code))
         assert stored == expected
+        asyncs = {seq: row for seq, row in self.rows.items() if not row.sync}
+        events = self.all_of("SELECT seq, state, previous FROM events ORDER BY seq, sequence")
+        assert events == [
+            (seq, state, previous)
+            for seq, row in sorted(asyncs.items())
+            for state, previous in zip(row.events, [None, *row.events], strict=False)
+        ]
+        assert self.all_of("SELECT seq FROM bodies ORDER BY seq") == [
+            (seq,) for seq, row in sorted(asyncs.items()) if row.completed_at is None
+        ]
+        assert self.all_of("SELECT seq, name FROM artifacts ORDER BY seq") == [
+            (seq, name) for seq, row in sorted(asyncs.items()) for name in row.kept
+        ]
+        assert self.all_of("SELECT key, gone_at FROM idempotency ORDER BY key") == sorted(
+            (key, known.gone_at) for key, known in self.keys.items()
+        )
         queued = [self.rows[seq] for seq in self.in_state("queued")]
         backlog = self.store.backlog
         assert backlog.queued == len(queued)

@@ -125,14 +125,14 @@ async def test_a_wedged_target_costs_nobody_their_job() -> None:
         await eventually(lambda: here.foreman._inventory.wedged, within=20)
         assert (await here.ask("GET", "/healthz")).document["target"]["state"] == "wedged"
         worker = here.foreman._worker
-        assert 25 < worker._busy_until - worker._clock.seconds() <= 30
-        worker._busy_until = 0.0
+        assert 25 < worker._aftermath.busy_until - worker._clock.seconds() <= 30
+        worker._aftermath.busy_until = 0.0
         worker.wake()
-        await eventually(lambda: worker._busy_until)
-        assert 55 < worker._busy_until - worker._clock.seconds() <= 60
+        await eventually(lambda: worker._aftermath.busy_until)
+        assert 55 < worker._aftermath.busy_until - worker._clock.seconds() <= 60
         assert sum(row["failures"] for row in await here.rows()) == 3
         here.fake.faults.clear()
-        worker._busy_until = 0.0
+        worker._aftermath.busy_until = 0.0
         worker.wake()
         await eventually(lambda: all(call.ended for call in calls), within=20)
         assert not here.foreman._inventory.wedged

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from zope.interface import implementer
 
-from foreman.job import Job
+from foreman.job import Artifact, Job
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.routes import Api
 from foreman.tick import Tick
@@ -195,6 +195,7 @@ class WaitingCaller(Outflow):
         self.since = since
         self.job: Job | None = None
         self.on_gone: Callable[[], None] | None = None
+        self.limit: float | None = None
         self.on_left: Callable[[], None] = lambda: None
         self._job_id = job_id
         self._line: Line | None = None
@@ -261,6 +262,13 @@ class WaitingCaller(Outflow):
     def waits(self) -> bool:
         """Whether its job is not at the target, and its answer not on its way."""
         return self.on_gone is None and not self.begun
+
+    def put_back(self) -> None:
+        """Wait on; nothing has gone out."""
+
+    def keep(self, *, done: bool) -> tuple[Artifact, ...]:
+        """Keep nothing: the client has it."""
+        return ()
 
     def left(self) -> None:
         """Tell the worker, which closes its connection to the target, or the face, which ends the row."""

@@ -47,9 +47,7 @@ class Deliveries:
         self._store = store
         self._database = database
 
-    async def due(
-        self, now: int, *, limit: int, per_host: int, under_way: Collection[Delivery] = ()
-    ) -> list[Delivery]:
+    async def due(self, now: int, *, limit: int, per_host: int, under_way: Collection[Delivery] = ()) -> list[Delivery]:
         """What is to be sent now, longest due first.
 
         Within a job an event is first tried after the one before it was.  The cost is that of the hosts, not of what
@@ -106,9 +104,7 @@ class Deliveries:
                     "error": outcome.error,
                 },
             )
-            cursor.execute(
-                queries.MARK_TRIED, {"seq": seq, "sequence": sequence, "state": state, "next_at": next_at}
-            )
+            cursor.execute(queries.MARK_TRIED, {"seq": seq, "sequence": sequence, "state": state, "next_at": next_at})
             if state is DeliveryState.GONE:
                 cursor.execute(queries.NO_MORE, (seq,))
             elif state is DeliveryState.DELIVERED and delivery.event.state in (JobState.DONE, JobState.FAILED):

@@ -5,7 +5,7 @@ The rules are the contract's ("Failures, and what charges the job"); the worker 
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from foreman.errors import Answered, Busy, Failed, Lost, NotReachable, Refused, Stalled, TargetError, TooLarge
 from foreman.job import ErrorCode, JobError
@@ -69,7 +69,15 @@ def of_error(error: TargetError) -> Fail | Retry:
             return Retry(cause=cause, charged=True)
 
 
-def of_answer(status: int, verdict: Verdict) -> Outcome:
+def of_load_error(error: TargetError) -> Fail | Retry:
+    """What it means that a job's runner could not be loaded."""
+    result = of_error(error)
+    if isinstance(error, Failed) and isinstance(result, Retry):
+        return evolve(result, cause=JobError(ErrorCode.MODEL_LOAD_FAILED, str(error)))
+    return result
+
+
+def of_answer(status: int, verdict: Verdict, retry_after: float | None = None) -> Outcome:
     """What an answer that ended as HTTP says it should means, by its status and by what was in it."""
     if status < 300:
         if verdict.error is not None:
@@ -77,7 +85,7 @@ def of_answer(status: int, verdict: Verdict) -> Outcome:
         if verdict.complete:
             return Done()
         return Fail(JobError(ErrorCode.INCOMPLETE, "The answer ended without its end marker."))
-    return of_error(answered(status, verdict.error or f"status {status}"))
+    return of_error(answered(status, verdict.error or f"status {status}", retry_after=retry_after))
 
 
 def answered(status: int, text: str, *, body: bytes = b"", retry_after: float | None = None) -> Answered:

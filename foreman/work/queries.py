@@ -113,7 +113,7 @@ OLDEST_OF_MODEL = f"""
 OLDEST = f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND not_before = 0 ORDER BY seq LIMIT 1"  # noqa: S608
 """The third step: the oldest ready job of all."""
 
-OLDEST_OF_EACH_RUNNER = f"""
+_FIRST_OF_EACH_RUNNER = """
     WITH RECURSIVE firsts (seq) AS (
         SELECT (
             SELECT seq FROM jobs WHERE state = 'queued' AND not_before = 0
@@ -133,11 +133,26 @@ OLDEST_OF_EACH_RUNNER = f"""
         )
         FROM firsts JOIN jobs AS this USING (seq)
     )
-    SELECT {COLUMNS} FROM firsts JOIN jobs USING (seq)
-"""  # noqa: S608
+"""
+
+OLDEST_OF_EACH_RUNNER = f"{_FIRST_OF_EACH_RUNNER} SELECT {COLUMNS} FROM firsts JOIN jobs USING (seq)"  # noqa: S608
 """Each runner's oldest ready job, skipping from runner to runner in the index: the cost is that of the runners,
 not of the jobs behind them.  (Comparing both columns at once, as a row value, would walk every job of the model.)
 For choosing while some runners are set aside."""
+
+FIRSTS = f"""
+    {_FIRST_OF_EACH_RUNNER}
+    SELECT jobs.runner_model, jobs.runner_options, seq FROM firsts JOIN jobs USING (seq) LIMIT ?
+"""  # noqa: S608
+"""The same for forecasts: less of each, and of some runners only."""
+
+OLDER_OF_RUNNER = """
+    SELECT count(*) FROM (
+        SELECT 1 FROM jobs
+        WHERE state = 'queued' AND not_before = 0 AND runner_model = ? AND runner_options = ? AND seq < ? LIMIT ?
+    )
+"""
+"""How many ready jobs of a runner are older than one, as far as it is worth counting."""
 
 # -- looking ahead ---------------------------------------------------------------------------------------------------
 

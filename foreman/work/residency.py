@@ -26,7 +26,7 @@ from foreman.job import Runner
 from foreman.logs import make_logger
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.listings import Resident
-from foreman.ollama.names import normalise
+from foreman.ollama.names import is_cloud, normalise
 from foreman.ollama.replies import error_text
 from foreman.ollama.requests import KeepAlive
 from foreman.ollama.routes import Kind
@@ -241,8 +241,12 @@ class Residency:
             pause = min(pause * 2, 0.5)
         return []
 
+    def is_beside(self, name: str) -> bool:
+        """Whether a model takes nobody's place: it runs elsewhere, or is the pinned embedder."""
+        return is_cloud(name) or (self._embedder is not None and normalise(name) == self._embedder)
+
     def _is_other(self, resident: Resident, wanted: Runner) -> bool:
-        if self._embedder is not None and normalise(resident.name) == self._embedder:
+        if self.is_beside(resident.name):
             return False
         # The wanted model with other load-time options is in the way too, if foreman knows that it is.
         return not resident.is_model(wanted.model) or (

@@ -7,14 +7,27 @@ oldest.  `moves.Transaction.choose` walks indexes in this very order; `order_key
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
-from foreman.job import Job, Runner
+from foreman.job import Runner
 
 BACKOFF_CEILING = 300.0
 BUSY_CEILING = 30.0
 
 
-def order_key(job: Job, resident: Runner | None) -> tuple[bool, bool, int]:
+class InLine(Protocol):
+    """What the order goes by: of a job, or of whatever stands for one."""
+
+    @property
+    def runner(self) -> Runner:
+        """What has to be loaded for it."""
+
+    @property
+    def seq(self) -> int:
+        """The order of acceptance."""
+
+
+def order_key(job: InLine, resident: Runner | None) -> tuple[bool, bool, int]:
     """The place of a ready job in line: the smallest key runs next.
 
     :param resident: the runner in the target's memory, None if unknown.

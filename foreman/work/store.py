@@ -31,6 +31,7 @@ from foreman.job import (
 from foreman.work import queries
 from foreman.work.backlog import Backlog
 from foreman.work.database import Database
+from foreman.work.forecast import EXACT, RUNNERS, First, Line
 from foreman.work.keys import Accepted, accept_all, delete, prune, repeat_of
 from foreman.work.moves import Move, Transaction, at_work, charged, ended, job_of, picked, requeued
 from foreman.work.outlook import Outlook, outlook
@@ -290,6 +291,24 @@ class Store:
             return None if row is None else job_of(row)
 
         return await self._database.read(find)
+
+    async def line(self, job: Job) -> Line:
+        """What stands before a queued job."""
+        runner = job.runner
+
+        def look(cursor: sqlite3.Cursor) -> Line:
+            older = cursor.execute(queries.OLDER_OF_RUNNER, (runner.model, runner.options, job.seq, EXACT)).fetchone()
+            firsts = cursor.execute(queries.FIRSTS, (RUNNERS,)).fetchall()
+            return Line(
+                older=older[0], firsts=tuple(First(Runner(model, options), seq) for model, options, seq in firsts)
+            )
+
+        return await self._database.read(look)
+
+    async def recent(self, limit: int) -> list[Job]:
+        """The newest jobs that are done, the oldest of them first."""
+        rows = await self._database.read(lambda cursor: cursor.execute(queries.RECENT, (limit,)).fetchall())
+        return [job_of(row) for row in reversed(rows)]
 
     async def next_due(self) -> int | None:
         """When the next backoff passes, in milliseconds since the epoch; None if no job is in backoff."""

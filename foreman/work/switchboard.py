@@ -10,7 +10,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from foreman.job import Job
+from foreman.job import Artifact, Job
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.requests import Inference
 from foreman.ollama.routes import Route
@@ -40,6 +40,7 @@ class Caller(Protocol):
     :ivar gone: the client has left; nothing reaches it any more.
     :ivar begun: the answer's head has gone out, so no other answer can be given.
     :ivar on_gone: called once when the client leaves while the worker runs its job; the worker's to set.
+    :ivar limit: seconds that the request may be at the target in all, None for any time.
     """
 
     errand: Errand
@@ -47,6 +48,7 @@ class Caller(Protocol):
     gone: bool
     begun: bool
     on_gone: Callable[[], None] | None
+    limit: float | None
 
     def begin(self, head: Head, flow: Flow) -> None:
         """The answer's head."""
@@ -59,6 +61,12 @@ class Caller(Protocol):
 
     def fail(self, error: Exception) -> None:
         """There will be no answer, or no more of it."""
+
+    def put_back(self) -> None:
+        """The job waits again; nothing of this try counts."""
+
+    def keep(self, *, done: bool) -> tuple[Artifact, ...]:
+        """What is to be kept of what came; all of it if the job is `done`."""
 
 
 class Switchboard:

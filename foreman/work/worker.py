@@ -2,27 +2,25 @@
 
 Theory of operation.  A DeferredQueue carries nothing but "look again": a commit, the target's return, the end of a
 backoff.  At each look the worker takes jobs until the store has none that may run, so the order of work is the store's
-alone.  `foreman.work.outcome` decides what a try's end means; the rows' ends are not waited for, since the one writer
-keeps them in order with the next `take`, but while one cannot be written no further job is taken.
+alone.  `foreman.work.outcome` decides what a try's end means, and `foreman.work.aftermath` carries it out.
 
-A job's run has three ways to be interrupted: its client leaves (`Caller.on_gone` closes the connection to the target),
-the service stops (`stop` cancels the run), or the target fails it.
+A job's run has these ways to be interrupted: its client leaves (`Caller.on_gone`), it is cancelled, or its time is over
+(all three close the connection to the target); the service stops (`stop` cancels the run); or the target fails it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from functools import partial
 
-from attrs import define, evolve, frozen
+from attrs import define, frozen
 from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
-from foreman.detach import detach
-from foreman.errors import Answered, Lost, StoreError, TargetError, Unavailable, Unwritable
-from foreman.job import Ending, ErrorCode, Job, JobError, JobState, Runner
+from foreman.errors import Answered, Lost, StoreError, TargetError, Unavailable
+from foreman.job import TERMINAL, Ending, ErrorCode, Job, JobError, JobState, Runner
 from foreman.logs import make_logger
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.inventory import Inventory
@@ -30,31 +28,36 @@ from foreman.ollama.replies import FinalWatch
 from foreman.ollama.target import Target
 from foreman.tick import Tick
 from foreman.work import outcome
+from foreman.work.aftermath import Aftermath, Run
 from foreman.work.outcome import Fail, Outcome, Retry
 from foreman.work.pause import Pause
+from foreman.work.recorder import Recorder
 from foreman.work.residency import Load, Renewal, Residency
-from foreman.work.schedule import backoff, busy_wait
 from foreman.work.store import Store
 from foreman.work.switchboard import Caller, Errand, Switchboard
-from foreman.work.wedge import Wedge
-
-T = TypeVar("T")
+from foreman.work.tails import Tails
 
 CLIENT_LEFT = JobError(ErrorCode.CLIENT_DISCONNECTED, "The client left before its answer was complete.")
 PAUSED = JobError(ErrorCode.CANCELLED, "foreman is paused.")
 STOPPED = JobError(ErrorCode.INTERRUPTED, "foreman was stopped before the answer was complete.")
 
-RETRY_WRITE = 1.0
-"""Seconds after which a write that the store could not make is tried again."""
+CANCELLED = JobError(ErrorCode.CANCELLED, "The job was cancelled.")
+TOO_LONG = JobError(ErrorCode.TIMEOUT, "The job ran for longer than it may.")
+FAULT = JobError(ErrorCode.TARGET_ERROR, "foreman met a fault of its own")
+
+AGAIN = 0.05
+"""Seconds after which to see whether an end has been written."""
 
 
 @frozen(kw_only=True)
 class Patience:
-    """How long the worker waits, in seconds; the settings of the same names."""
+    """How long the worker waits, in seconds, and `max_result`, in bytes; the settings of the same names."""
 
     answer_timeout: float
     stall_timeout: float
     shutdown_grace: float
+    max_run: float
+    max_result: int
 
 
 @define
@@ -99,6 +102,7 @@ class Worker:
         inventory: Inventory,
         residency: Residency,
         switchboard: Switchboard,
+        tails: Tails,
         pause: Pause,
         tick: Tick,
         clock: IReactorTime,
@@ -111,25 +115,33 @@ class Worker:
         self._inventory = inventory
         self._residency = residency
         self._switchboard = switchboard
+        self._tails = tails
         self._pause = pause
         self._tick = tick
         self._clock = clock
         self._now_ms = now_ms
-        self._random = random
         self._patience = patience
         self.running: Job | None = None
         self._looks: DeferredQueue[None] = DeferredQueue()
         self._alarm: IDelayedCall | None = None
         self._aside: dict[Runner, int] = {}
-        self._busy_until = 0.0
-        self._busy_answers = 0
-        self._wedge = Wedge()
-        self._unwritten = 0
+        self._aftermath = Aftermath(
+            store=store,
+            inventory=inventory,
+            residency=residency,
+            clock=clock,
+            now_ms=now_ms,
+            random=random,
+            wake=self.wake,
+        )
         self._distrusted = False  # idle connections: one has just turned out to be dead
         self._stopping = False
         self._loop: Deferred[None] | None = None
         self._run: Deferred[None] | None = None
         self._renewal: Renewal | None = None
+        self._exchange: Deferred[Head] | None = None
+        self._cut: JobError | None = None  # why the job in hand is ended before its end
+        self._through: list[Deferred[None]] = []  # who waits for the job in hand to be over
 
     def start(self) -> None:
         """Begin to work."""
@@ -182,20 +194,46 @@ class Worker:
             with suppress(CancelledError):
                 await loop
 
+    # -- cancelling ----------------------------------------------------------------------------------------------
+
     async def cancel(self, job_id: str) -> bool | None:
         """Fail a job as `cancelled`, closing its connection to the target first if it is there.
 
         :return: False if it was over already, or came to its end first; None if there is no such job.
         :raise Unwritable: the store cannot be written now.
         """
-        raise NotImplementedError
+        state = await self._store.cancel(job_id, CANCELLED)
+        if state is not JobState.WORKING:
+            return None if state is None else state not in TERMINAL
+        while state is JobState.WORKING:
+            await self._interrupt(job_id, erase=False)
+            state = await self._store.cancel(job_id, CANCELLED)
+        if state not in TERMINAL:
+            return state is not None
+        job = await self._store.get(job_id)
+        return job is not None and job.error == CANCELLED
 
     async def delete(self, job_id: str) -> bool:
         """Cancel a job if it is not over, and erase it; no event of it is sent any more.  False if there is none.
 
         :raise Unwritable: the store cannot be written now.
         """
-        raise NotImplementedError
+        state = first = await self._store.delete(job_id)
+        while state is JobState.WORKING:
+            await self._interrupt(job_id, erase=True)
+            state = await self._store.delete(job_id)
+        return first is not None
+
+    async def _interrupt(self, job_id: str, *, erase: bool) -> None:
+        """Have a job that is at the target ended there, and wait until the worker is through with it."""
+        if self.running is None or self.running.id != job_id or self._run is None:
+            await deferLater(self._clock, AGAIN)  # it is over, and its end on its way into the store
+            return
+        self._aftermath.erase = self._aftermath.erase or erase
+        through: Deferred[None] = Deferred()
+        self._through.append(through)
+        self._cut_off(CANCELLED)
+        await through
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -210,6 +248,9 @@ class Worker:
                         await self._run
                     finally:
                         self.running = self._run = None
+                        through, self._through = self._through, []
+                        for waiter in through:
+                            waiter.callback(None)
                 await self._settle()
                 await self._pause.free()
                 await self._set_alarm()
@@ -228,8 +269,8 @@ class Worker:
             not self._stopping
             and self._inventory.up
             and not self._pause.active
-            and self._unwritten == 0
-            and self._clock.seconds() >= self._busy_until
+            and self._aftermath.unwritten == 0
+            and self._clock.seconds() >= self._aftermath.busy_until
         )
 
     async def _take(self) -> Job | None:
@@ -253,8 +294,8 @@ class Worker:
         if due is not None:
             times.append(due)
         seconds = [max(0.0, (at - self._now_ms()) / 1000) for at in times]
-        if self._busy_until > self._clock.seconds():
-            seconds.append(self._busy_until - self._clock.seconds())
+        if self._aftermath.busy_until > self._clock.seconds():
+            seconds.append(self._aftermath.busy_until - self._clock.seconds())
         if seconds and self._inventory.up and not self._stopping:
             self._alarm = self._clock.callLater(min(seconds) + 0.001, self.wake)
 
@@ -268,44 +309,76 @@ class Worker:
     # -- one job -------------------------------------------------------------------------------------------------
 
     async def _one(self, job: Job) -> None:
-        caller = self._switchboard.find(job.id)
-        if caller is None or caller.gone:
-            self._finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
-            return
-        caller.job = job
+        self._cut, self._aftermath.erase = None, False
+        caller = None
         try:
-            await self._try(job, caller)
+            caller = self._switchboard.find(job.id) if job.sync else await self._recorder(job)
+            if caller is not None and not caller.gone:
+                caller.job = job
+                await self._try(job, caller)
+            elif job.sync:
+                self._aftermath.finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
         except Exception as fault:  # noqa: BLE001 (whatever it was, neither the row nor its client may hang)
+            now = job if caller is None or caller.job is None else caller.job
             if isinstance(fault, CancelledError) and self._stopping:
-                # Shutdown: what was in hand is dropped, and the sync caller is told so.
-                self._finish(caller.job, Ending(error=STOPPED, at=self._now_ms()))
-                caller.fail(Unavailable("foreman is stopping", retry_after=5))
-                return
-            self._log.failure("A job met a fault of foreman's own", job=job.id, model=job.model)
-            error = JobError(ErrorCode.TARGET_ERROR, "foreman met a fault of its own")
-            self._finish(caller.job, Ending(error=error, at=self._now_ms()))
-            caller.fail(RuntimeError(error.message))
+                # Shutdown: what was in hand is dropped; an async job runs again, a sync caller is told.
+                told: Exception = Unavailable("foreman is stopping", retry_after=5)
+                if job.sync:
+                    self._aftermath.finish(now, Ending(error=STOPPED, at=self._now_ms()))
+                else:
+                    self._aftermath.put_back_unharmed(now)
+            else:
+                self._log.failure("A job met a fault of foreman's own", job=job.id, model=job.model)
+                told = RuntimeError(FAULT.message)
+                self._aftermath.finish(now, Ending(error=FAULT, at=self._now_ms()))
+            if caller is not None:
+                caller.fail(told)
+        finally:
+            self._aftermath.worked(job)
+
+    async def _recorder(self, job: Job) -> Recorder | None:
+        """Who takes an async job's answer; None if there is nothing to run."""
+        submission = await self._aftermath.written(lambda: self._store.submission(job))
+        if submission is None:
+            return None  # ended or erased meanwhile
+        recorder = Recorder(
+            job, submission, self._tails, max_run=self._patience.max_run, max_result=self._patience.max_result
+        )
+        if await self._is_known(job.model):
+            return recorder
+        error = JobError(ErrorCode.MODEL_NOT_FOUND, f"model '{job.model}' not found")
+        await self._aftermath.apply(job, recorder, Fail(error))
+        return None
+
+    async def _is_known(self, model: str) -> bool:
+        """Whether the target has the model: a job may have come while it was down, or the model be gone since."""
+        if not model or self._residency.is_beside(model) or self._inventory.models is None:
+            return True  # or nobody knows
+        return await self._inventory.find_now(model) is not None or not self._inventory.up
 
     async def _try(self, job: Job, caller: Caller) -> None:
-        load = _load_of(job, caller.errand)
-        if load is None:
-            # Only Ollama can read this body, so what it will load is unknown, before and after.
-            self._residency.disturbed()
+        load = None
+        if not self._residency.is_beside(job.model):
+            load = _load_of(job, caller.errand)
+            if load is None:
+                # What the target will hold is unknown, before and after.
+                self._residency.disturbed()
         if job.state is JobState.LOADING:
             if load is not None and not self._pause.active and not await self._load(job, caller, load):
                 return
             if self._pause.active and not caller.gone:
-                await self._put_back(job, caller, Retry(cause=PAUSED, charged=False))
+                await self._aftermath.apply(job, caller, Retry(cause=PAUSED, charged=False))
                 return
             if caller.gone:
-                self._finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
+                self._aftermath.finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
                 return
-            working = await self._written(lambda: self._store.work(job))
+            working = await self._aftermath.written(lambda: self._store.work(job))
             if working is None:
+                caller.put_back()
                 return  # ended meanwhile, by whoever was entitled to
             self.running = caller.job = job = working
             if caller.gone:
-                self._finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
+                self._aftermath.finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
                 return
         await self._generate(job, caller, load)
 
@@ -313,18 +386,22 @@ class Worker:
         """Have the job's runner loaded; False if the job's try is over."""
         try:
             await self._residency.ensure(load)
-        except Answered as error:
-            # The job's own request is sent once all the same: its answer, status and text, is the client's.
-            self._log.info("The load failed: {error}", error=error, job=job.id, model=job.model)
         except TargetError as error:
-            result = outcome.of_error(error)
+            if isinstance(error, Answered) and job.sync:
+                # The call's own request is sent once all the same: its answer, status and text, is the client's.
+                self._log.info("The load failed: {error}", error=error, job=job.id, model=job.model)
+                return True
+            result = outcome.of_load_error(error)
             if isinstance(result, Retry) and result.charged:
-                self._aside[load.runner] = self._now_ms() + int(backoff(job.failures + 1, self._random) * 1000)
-            await self._apply(job, caller, result)
+                self._aside[load.runner] = self._now_ms() + self._aftermath.backoff_ms(job)
+            await self._aftermath.apply(job, caller, result)
             return False
         return True
 
     async def _generate(self, job: Job, caller: Caller, load: Load | None) -> None:
+        if self._cut is not None:
+            await self._aftermath.apply(job, caller, Fail(self._cut))
+            return
         errand = caller.errand
         streamed = errand.route.default_stream if errand.inference is None else errand.inference.stream
         if load is not None:
@@ -337,7 +414,7 @@ class Worker:
             self._renewal.start()
             self._residency.runs(load)
         watcher = _Watcher(caller, FinalWatch(errand.route.api, streamed), self._now_ms, self._renewal)
-        exchange = Deferred.fromCoroutine(
+        self._exchange = exchange = Deferred.fromCoroutine(
             self._target.exchange(
                 b"POST",
                 errand.path,
@@ -349,129 +426,43 @@ class Worker:
                 fresh=self._distrusted,
             )
         )
-        caller.on_gone = exchange.cancel
+        caller.on_gone = partial(self._cut_off, CLIENT_LEFT)
+        limit = None if caller.limit is None else self._clock.callLater(caller.limit, self._cut_off, TOO_LONG)
         ran = False
         result: Outcome
         try:
             head = await exchange
             ran, self._distrusted = True, False
-            result = outcome.of_answer(head.status, watcher.watch.verdict())
+            result = outcome.of_answer(head.status, watcher.watch.verdict(), head.retry_after)
         except CancelledError:
-            if not caller.gone:
+            if self._cut is None:
                 raise
-            result = Fail(CLIENT_LEFT)
+            result = Fail(self._cut)
         except TargetError as error:
             result = outcome.of_error(error)
             self._distrusted = isinstance(error, Lost) and error.reused
         finally:
-            caller.on_gone = None
+            caller.on_gone = self._exchange = None
+            if limit is not None and limit.active():
+                limit.cancel()
             renewal, self._renewal = self._renewal, None
             renewed = renewal is not None and await renewal.end(ran=ran)
             if load is not None:
                 self._residency.ran(load, well=ran, renewed=renewed)
-        await self._apply(job, caller, result, watcher, whole=ran)
+        run = Run(whole=ran, first_byte_at=watcher.first_byte_at, verdict=watcher.watch.verdict())
+        await self._aftermath.apply(job, caller, result, run)
 
-    async def _apply(
-        self, job: Job, caller: Caller, result: Outcome, watcher: _Watcher | None = None, *, whole: bool = False
-    ) -> None:
-        """Write what became of the try, and tell the caller; `whole` if the answer has come to its end."""
-        if isinstance(result, Retry):
-            if result.unreachable:
-                self._residency.disturbed()
-                self._inventory.unreachable(TargetError(result.cause.message))
-            # A whole error answer is the call's own affair; what broke may be the target's.
-            if result.charged and not whole:
-                result = self._blame(job, result)
-            if not caller.begun:
-                await self._put_back(job, caller, result)
-                return
-            # The client has the answer's head: nothing can be tried again.
-            result = Fail(result.cause)
-        self._busy_answers = 0
-        if whole:
-            await self._absolve()
-        verdict = None if watcher is None else watcher.watch.verdict()
-        self._finish(
-            job,
-            Ending(
-                error=result.error if isinstance(result, Fail) else None,
-                at=self._now_ms(),
-                first_byte_at=None if watcher is None else watcher.first_byte_at,
-                prompt_tokens=None if verdict is None else verdict.prompt_tokens,
-                output_tokens=None if verdict is None else verdict.output_tokens,
-            ),
-        )
-        if whole:
-            caller.finish()
-        elif isinstance(result, Fail):
-            caller.fail(TargetError(result.error.message))
-
-    def _blame(self, job: Job, retry: Retry) -> Retry:
-        """Count a charged try; those on a wedged target charge nothing."""
-        was_wedged = self._wedge.wedged
-        wait = self._wedge.failed(job.seq)
-        if self._wedge.wedged:
-            self._busy_until = self._clock.seconds() + wait
-            self._inventory.wedged = True
-            self._log.warn("The target is wedged: {cause}", cause=retry.cause.message)
-        return evolve(retry, charged=False) if was_wedged else retry
-
-    async def _absolve(self) -> None:
-        """A job got through: whatever it was is over."""
-        lifted = self._wedge.succeeded()
-        self._inventory.wedged = False
-        if lifted:
-            self._log.info("The target works again")
-            await self._written(lambda: self._store.lift(lifted))
-
-    async def _put_back(self, job: Job, caller: Caller, retry: Retry) -> None:
-        not_before = 0
-        if retry.charged:
-            not_before = self._now_ms() + int(backoff(job.failures + 1, self._random) * 1000)
-        elif retry.busy:
-            self._busy_answers += 1
-            self._busy_until = self._clock.seconds() + busy_wait(self._busy_answers, retry.retry_after)
-        self._log.info("Back to the queue: {cause}", cause=retry.cause.message, job=job.id, model=job.model)
-        charge = retry.cause if retry.charged else None
-        now = await self._written(lambda: self._store.put_back(job, not_before=not_before, charge=charge))
-        if now is not None and now.error is not None:
-            caller.fail(TargetError(now.error.message))
-
-    # -- writing -------------------------------------------------------------------------------------------------
-
-    def _finish(self, job: Job, ending: Ending) -> None:
-        """Write the job's end beside whatever comes next; the one writer keeps the order."""
-        self._log.info(
-            "{state}: {code}",
-            state=ending.state.value,
-            code="complete" if ending.error is None else ending.error.code.value,
-            job=job.id,
-            model=job.model,
-        )
-        detach(self._written(lambda: self._store.end(job, ending))).addErrback(
-            lambda failure: self._log.failure("A job's end was not written", failure=failure, job=job.id)
-        )
-
-    async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Make a write, however long the store cannot; no job is taken meanwhile."""
-        try:
-            return await write()
-        except Unwritable as error:
-            self._log.error("The store cannot write, trying again: {error}", error=error)
-        self._unwritten += 1
-        try:
-            while True:
-                await deferLater(self._clock, RETRY_WRITE)
-                with suppress(Unwritable):
-                    return await write()
-        finally:
-            self._unwritten -= 1
-            self.wake()
+    def _cut_off(self, error: JobError) -> None:
+        """The job in hand ends with that error; its connection to the target is closed at once."""
+        if self._cut is None:
+            self._cut = error
+            if self._exchange is not None:
+                self._exchange.cancel()
 
 
 def _load_of(job: Job, errand: Errand) -> Load | None:
-    """What it takes to load the job's runner, None if foreman could not read which."""
-    if errand.inference is None:
+    """What it takes to load the job's runner, None if foreman could not read which, or the job unloads it."""
+    if errand.inference is None or errand.inference.is_unload:
         return None
     return Load(
         runner=job.runner,
