@@ -256,6 +256,8 @@ class Inventory:
                 self._came_up()
             elif doubt is not None:
                 self.unreachable(doubt)
+            elif self.last_error is None:
+                self.last_error = "the target does not answer"
 
         self._probing = Deferred.fromCoroutine(self._target.probe(timeout=PROBE_TIMEOUT))
         self._probing.addCallback(answered).addErrback(_unless_cancelled)

@@ -252,6 +252,16 @@ async def test_the_old_worker_is_unloaded_before_the_next_is_loaded() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_model_deleted_while_loaded_holds_nobody_up() -> None:
+    """What was deleted stays in memory and cannot be unloaded by its name any more: the next model does not wait for it."""
+    async with house() as here:
+        await here.ask("POST", "/api/chat", chat("tiny-a"))
+        await ask(here.fake.url, "DELETE", "/api/delete", {"model": "tiny-a"})
+        answer = await here.ask("POST", "/api/chat", chat("tiny-b", stream=False), within=5)
+        assert answer.document["done"] is True
+
+
+@pytest_twisted.ensureDeferred
 async def test_jobs_that_name_no_keep_alive_get_foremans() -> None:
     """The load request carries FOREMAN_KEEP_ALIVE, and bodies are never edited."""
     async with house({"KEEP_ALIVE": "15m"}) as here:

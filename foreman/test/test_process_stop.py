@@ -167,7 +167,7 @@ async def test_a_slow_reader_gets_the_end_of_its_answer(tmp_path: Path) -> None:
         client.transport.pauseProducing()  # type: ignore[union-attr]
         await eventually(lambda: [outcome(row) for row in foreman.rows()] == [("done", None)])
         foreman.send(15)
-        await deferLater(reactor, 1.5)
+        await deferLater(reactor, 1.0)
         assert not foreman.ended, (len(client.received), foreman.output[-3000:])
         client.transport.resumeProducing()  # type: ignore[union-attr]
         await eventually(lambda: client.ended or client.is_closed)

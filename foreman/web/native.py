@@ -208,7 +208,8 @@ class NativeFace:
             self.residency.disturbed()
             return
         model = await self.inventory.find_now(read.model)
-        if model is None and self.inventory.up:
+        # Without any list yet nothing is known to be unknown, and a target just gone is waited for.
+        if model is None and self.inventory.up and self.inventory.models is not None:
             await self._carry(request, route)
             return
         runner = Runner(normalise(read.model) if model is None else model.key, read.options)

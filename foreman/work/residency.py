@@ -225,18 +225,24 @@ class Residency:
             self._log.warn("{model} does not unload; loading beside it", model=other.name)
 
     async def _unload_all(self, unwanted: Callable[[Resident], bool], within: float) -> list[Resident]:
-        """Unload the unwanted and see them gone; gives those that are still there after so many seconds."""
+        """Unload the unwanted and see them gone; gives those that are still there after so many seconds.
+
+        A model that was deleted stays in memory until it expires, and its name can no longer be used to unload it: it
+        is not waited for.
+        """
         deadline = self._clock.seconds() + within
         asked: dict[str, float] = {}
+        deleted: set[str] = set()
         pause = 0.02
         while others := [resident for resident in await self._residents() if unwanted(resident)]:
             now = self._clock.seconds()
-            if now > deadline:
+            if now > deadline or deleted.issuperset(other.name for other in others):
                 return others
             for other in others:
-                if now >= asked.get(other.name, 0.0):
+                if other.name not in deleted and now >= asked.get(other.name, 0.0):
                     asked[other.name] = now + UNLOAD_AGAIN
-                    await self._unload(other.name)
+                    if not await self._unload(other.name):
+                        deleted.add(other.name)
             await deferLater(self._clock, pause)
             pause = min(pause * 2, 0.5)
         return []
@@ -259,12 +265,14 @@ class Residency:
             self._inventory.see_residents(reply)
         return self._inventory.residents
 
-    async def _unload(self, name: str) -> None:
+    async def _unload(self, name: str) -> bool:
+        """Ask the target to unload a model; False if it has no model of that name (any more)."""
         reply = await self._target.call(
             b"POST", b"/api/generate", json={"model": name, "keep_alive": 0}, timeout=SMALL_CALL
         )
         if reply.status not in (200, 404):
             self._log.warn("{model} was not unloaded: {error}", model=name, error=error_text(reply.body))
+        return reply.status != 404
 
 
 @define
