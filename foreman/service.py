@@ -35,12 +35,15 @@ from foreman.web.metrics import Metrics
 from foreman.web.native import Limits, NativeFace
 from foreman.web.operate import OperatorFace, Readiness
 from foreman.web.site import OwnFace, make_site
+from foreman.webhooks.outbox import Outbox
 from foreman.webhooks.policy import AddressPolicy
+from foreman.webhooks.sender import Sender
 from foreman.work.archive import Archive
 from foreman.work.database import Database
 from foreman.work.deliveries import Deliveries
 from foreman.work.expiry import Expiry
 from foreman.work.forecasts import Forecasts
+from foreman.work.moves import Move
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.retention import Retention
@@ -104,6 +107,19 @@ class Foreman(Service):
         self._store.on_move.append(self._tails.follow)
         self._archive = Archive(database, inline_max=config.artifact_inline_max)
         self._deliveries = Deliveries(self._store, database)
+        policy = AddressPolicy(config.webhook_allow.networks, config.webhook_allow.hosts)
+        self._outbox = Outbox(
+            rows=self._deliveries,
+            records=self._archive,
+            sender=Sender(reactor, policy),
+            secrets=[
+                secret.reveal() for secret in (config.webhook_secret, config.webhook_secret_old) if secret is not None
+            ],
+            clock=reactor,
+            now_ms=now_ms,
+            random=random.random,
+        )
+        self._store.on_move.append(self._tell_outbox)
         self._worker = Worker(
             store=self._store,
             target=self._target,
@@ -163,6 +179,7 @@ class Foreman(Service):
         self._pause.on_change.append(self._pin_embedder)
         self._health = Health(
             store=self._store,
+            deliveries=self._deliveries,
             inventory=self._inventory,
             worker=self._worker,
             pause=self._pause,
@@ -181,6 +198,7 @@ class Foreman(Service):
             residency=self._residency,
             target=self._target,
             switchboard=self._switchboard,
+            outbox=self._outbox,
             health=self._health,
         )
         self._store.on_move.append(metrics.moved)
@@ -205,12 +223,12 @@ class Foreman(Service):
             inventory=self._inventory,
             following=Following(archive=self._archive, tails=self._tails, lookout=lookout, tick=self._tick),
             lookout=lookout,
-            policy=AddressPolicy(config.webhook_allow.networks, config.webhook_allow.hosts),
+            policy=policy,
             clock=reactor,
             now_ms=now_ms,
             max_attempts=config.max_attempts,
             forecast=self._forecasts.of,
-            outbox_wake=lambda: None,
+            outbox_wake=self._outbox.look,
         )
         own = OwnFace(jobs=self._jobs, operators=self._operators.app.resource())
         self._site = make_site(native=self._native, own=own, config=config, reactor=reactor)
@@ -251,6 +269,7 @@ class Foreman(Service):
         self._health.start()
         self._retention.start()
         self._expiry.start()
+        self._outbox.start()
         endpoint = serverFromString(self._reactor, self._config.addr.endpoint)
         self.port = await endpoint.listen(self._site)
         self._readiness.ready = True
@@ -267,6 +286,10 @@ class Foreman(Service):
     def _pin_embedder(self) -> None:
         if self._embedder is not None and self._inventory.up:
             self._embedder.pin()
+
+    def _tell_outbox(self, move: Move) -> None:
+        if not move.job.sync:
+            self._outbox.look()
 
     def _beat(self, slept: bool) -> None:
         if not self._store.writable:
@@ -304,6 +327,7 @@ class Foreman(Service):
         # The last caller may still be taking the end of its answer.
         left = deadline - self._reactor.seconds() if len(self._switchboard) else 0.0
         await self._site.close(max(left, LAST_WORDS))
+        await self._outbox.stop()
         await self._inventory.stop()
         self._pause.stop()
         self._tick.stop()

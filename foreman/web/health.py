@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import define, field
@@ -11,8 +11,10 @@ import foreman
 from foreman.detach import detach
 from foreman.logs import make_logger
 from foreman.ollama.inventory import Inventory, TargetState
+from foreman.record import DeliveryState
 from foreman.tick import Tick
 from foreman.times import rfc3339
+from foreman.work.deliveries import Deliveries
 from foreman.work.pause import Pause
 from foreman.work.store import Store
 from foreman.work.worker import Worker
@@ -20,16 +22,21 @@ from foreman.work.worker import Worker
 LONG_WAIT = 3600
 """Seconds for which the oldest job may wait before `/healthz` warns."""
 
+COUNTED = (DeliveryState.PENDING, DeliveryState.EXHAUSTED)
+"""The states of deliveries that somebody may have to do something about."""
+
 
 @define(eq=False, kw_only=True)
 class Health:
     """What `/healthz` tells.
 
+    :ivar webhooks: how many deliveries are pending and how many exhausted, as of the last second.
     :ivar warnings_from: each room that has something to warn of adds a function that gives its warnings of now, one
         line each; called at every question, so it must only look at what it has in memory.
     """
 
     store: Store
+    deliveries: Deliveries
     inventory: Inventory
     worker: Worker
     pause: Pause
@@ -41,12 +48,13 @@ class Health:
     warnings_from: list[Callable[[], Iterable[str]]] = field(factory=list)
     _started: float = field(init=False)
     _oldest: int | None = field(init=False, default=None)
+    webhooks: Mapping[DeliveryState, int] = field(init=False, factory=lambda: dict.fromkeys(COUNTED, 0))
     _asking: bool = field(init=False, default=False)
 
     _log = make_logger()
 
     def start(self) -> None:
-        """Begin to keep the one figure that costs a query."""
+        """Begin to keep the figures that cost a query."""
         self._started = self.seconds()
         self.tick.subscribe(self._beat)
 
@@ -82,7 +90,7 @@ class Health:
                 "oldest_s": self.oldest_s,
                 "paused": self.pause.active,
             },
-            "webhooks": {"pending": 0, "exhausted": 0},
+            "webhooks": {state.value: count for state, count in self.webhooks.items()},
             "warnings": self._warnings(full=full),
         }
 
@@ -102,14 +110,16 @@ class Health:
     def _beat(self, slept: bool) -> None:
         if not self.store.backlog.queued:
             self._oldest = None
-        elif not self._asking:
+        if not self._asking:
             self._asking = True
-            detach(self._ask_oldest()).addErrback(
-                lambda failure: self._log.warn("The oldest wait is unknown: {error}", error=failure.value)
+            detach(self._ask()).addErrback(
+                lambda failure: self._log.warn("The figures of /healthz are old: {error}", error=failure.value)
             )
 
-    async def _ask_oldest(self) -> None:
+    async def _ask(self) -> None:
         try:
-            self._oldest = await self.store.oldest()
+            if self.store.backlog.queued:
+                self._oldest = await self.store.oldest()
+            self.webhooks = await self.deliveries.counts()
         finally:
             self._asking = False

@@ -19,6 +19,7 @@ from foreman.job import TERMINAL, Job, JobState
 from foreman.ollama.inventory import Inventory, TargetState
 from foreman.ollama.target import Target
 from foreman.web.health import Health
+from foreman.webhooks.outbox import Outbox
 from foreman.work.moves import Move
 from foreman.work.residency import Residency
 from foreman.work.store import Store
@@ -51,6 +52,7 @@ class Metrics(Collector):
         residency: Residency,
         target: Target,
         switchboard: Switchboard,
+        outbox: Outbox,
         health: Health,
     ) -> None:
         self._store = store
@@ -58,6 +60,7 @@ class Metrics(Collector):
         self._residency = residency
         self._target = target
         self._switchboard = switchboard
+        self._outbox = outbox
         self._health = health
         registry = self.registry = prometheus.CollectorRegistry()
         info = prometheus.Info("foreman", "The foreman that answers.", registry=registry)
@@ -147,6 +150,16 @@ class Metrics(Collector):
         polls.add_metric(["answered"], self._inventory.polls_answered)
         polls.add_metric(["failed"], self._inventory.polls_failed)
         yield polls
+
+        attempts = CounterMetricFamily("foreman_webhook_attempts", "Attempts to deliver a webhook.", labels=["outcome"])
+        for outcome, count in self._outbox.attempts.items():
+            attempts.add_metric([outcome], count)
+        yield attempts
+
+        webhooks = GaugeMetricFamily("foreman_webhooks", "Webhooks that are not delivered.", labels=["state"])
+        for delivery, count in self._health.webhooks.items():
+            webhooks.add_metric([delivery.value], count)
+        yield webhooks
 
         for gauge, help_, now in (
             ("foreman_queue_oldest_seconds", "How long the oldest job has waited.", self._health.oldest_s),
