@@ -11,12 +11,13 @@ import foreman
 
 ROOT = Path(foreman.__file__).parent
 
-SHARED = {"foreman", "detach", "errors", "job", "logs", "tick", "times"}
+SHARED = {"foreman", "detach", "errors", "job", "logs", "record", "tick", "times"}
 """The words and tools that every room may use."""
 
 MAY_KNOW = {
     "errors": set(),
     "job": set(),
+    "record": {"job"},
     "durations": set(),
     "times": set(),
     "detach": set(),
@@ -24,10 +25,11 @@ MAY_KNOW = {
     "tick": {"logs"},
     "kinds": {"durations", "errors"},
     "config": {"kinds", "durations", "errors"},
+    "documents": {"job", "record", "times"},
     "ollama": SHARED,
     "work": SHARED | {"ollama"},
-    "webhooks": SHARED,
-    "web": SHARED | {"ollama", "work", "config", "durations"},
+    "webhooks": SHARED | {"documents"},
+    "web": SHARED | {"documents", "ollama", "work", "webhooks", "config", "durations"},
     "tap": {"config", "errors", "service"},
     "demo": set(),
 }
