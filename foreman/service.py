@@ -321,6 +321,7 @@ class Foreman(Service):
         if self.port is not None:
             await maybeDeferred(self.port.stopListening)
         self._native.stop()
+        self._jobs.stop()
         await self._expiry.stop()
         await self._retention.stop()
         await self._worker.stop()

@@ -44,8 +44,8 @@ def span_of(header: str | None, size: int) -> Span | None:
     if not match[1]:  # the last so many
         start, end = max(0, size - int(match[2])), size
     else:
-        start, end = int(match[1]), size if not match[2] else int(match[2]) + 1
-        if start >= end:
+        start, end = int(match[1]), int(match[2]) + 1 if match[2] else size
+        if match[2] and start >= end:
             return None  # backwards
     if start >= size:
         raise Unsatisfiable

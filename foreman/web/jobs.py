@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import orjson
 from attrs import define, field
 from klein import Klein
-from twisted.internet.error import TimeoutError as TimedOut
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.web.server import NOT_DONE_YET

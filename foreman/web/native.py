@@ -345,8 +345,13 @@ def _answer_submitted(request: Request, accepted: Accepted) -> None:
     document = {"job_id": job_id}
     if accepted.repeated and job is not None:
         document["state"] = job.state
-    headers = ((b"location", f"/jobs/{job_id}".encode()), (b"content-type", b"application/json"))
-    _answer(request, 200 if accepted.repeated else 202, headers, orjson.dumps(document))
+    body = orjson.dumps(document)
+    headers = (
+        (b"location", f"/jobs/{job_id}".encode()),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+    )
+    _answer(request, 200 if accepted.repeated else 202, headers, body)
 
 
 def _headers(request: Request) -> tuple[tuple[bytes, bytes], ...]:
