@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from foreman.detach import detach
 from foreman.errors import QueueFull, Unwritable
 from foreman.job import TERMINAL, Ending, Job, JobError, JobState, NewJob, Runner
+from foreman.logs import make_logger
 from foreman.work import queries
 from foreman.work.backlog import Backlog
 from foreman.work.database import Database
@@ -24,6 +25,8 @@ from foreman.work.outlook import Outlook, outlook
 from foreman.work.recovery import Recovered, recover
 
 T = TypeVar("T")
+
+_log = make_logger()
 
 PAGES_GIVEN_BACK = 1000
 """Free pages (of 4 KiB) that leave the file with one call of `prune`: some 10 ms in which no other write runs."""
@@ -253,7 +256,10 @@ class Store:
         for move in moves:
             self.backlog.follow(move)
             for told in self.on_move:
-                told(move)
+                try:
+                    told(move)
+                except Exception:  # noqa: BLE001 (whoever listens must not lose the result of a commit)
+                    _log.failure("A listener of moves failed")
         if any(move.ready for move in moves):
             self.on_wake()
         return result

@@ -22,7 +22,7 @@ from twisted.internet.task import deferLater
 
 from foreman.detach import detach
 from foreman.errors import Answered, Lost, StoreError, TargetError, Unavailable, Unwritable
-from foreman.job import Ending, ErrorCode, Job, JobError, JobState, Runner
+from foreman.job import CLIENT_LEFT, Ending, ErrorCode, Job, JobError, JobState, Runner
 from foreman.logs import make_logger
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.inventory import Inventory
@@ -30,7 +30,7 @@ from foreman.ollama.replies import FinalWatch
 from foreman.ollama.target import Target
 from foreman.tick import Tick
 from foreman.work import outcome
-from foreman.work.outcome import Fail, Outcome, Retry
+from foreman.work.outcome import Done, Fail, Outcome, Retry
 from foreman.work.pause import Pause
 from foreman.work.residency import Load, Renewal, Residency
 from foreman.work.schedule import backoff, busy_wait
@@ -40,9 +40,14 @@ from foreman.work.wedge import Wedge
 
 T = TypeVar("T")
 
-CLIENT_LEFT = JobError(ErrorCode.CLIENT_DISCONNECTED, "The client left before its answer was complete.")
 PAUSED = JobError(ErrorCode.CANCELLED, "foreman is paused.")
 STOPPED = JobError(ErrorCode.INTERRUPTED, "foreman was stopped before the answer was complete.")
+
+SHORTEST_ALARM = 0.02
+"""Seconds until the worker looks again by itself, at least."""
+
+FREE_RETRY_WAIT = 1.0
+"""Seconds before a job is tried once more at no charge when that has just been done without a wait."""
 
 RETRY_WRITE = 1.0
 """Seconds after which a write that the store could not make is tried again."""
@@ -120,7 +125,8 @@ class Worker:
         self.running: Job | None = None
         self._looks: DeferredQueue[None] = DeferredQueue()
         self._alarm: IDelayedCall | None = None
-        self._aside: dict[Runner, int] = {}
+        self._aside: dict[Runner, float] = {}
+        self._retried_freely: int | None = None  # the job that was last tried again at no charge and without a wait
         self._busy_until = 0.0
         self._busy_answers = 0
         self._wedge = Wedge()
@@ -154,7 +160,7 @@ class Worker:
 
     def set_aside(self) -> tuple[Runner, ...]:
         """The runners that would not load and are not tried again yet."""
-        now = self._now_ms()
+        now = self._clock.seconds()
         return tuple(runner for runner, until in self._aside.items() if until > now)
 
     def wake(self) -> None:
@@ -201,6 +207,7 @@ class Worker:
             except CancelledError:
                 if self._stopping:
                     raise
+                self._wake_at_next_beat()
             except StoreError as error:
                 self._log.warn("The store does not answer: {error}", error=error)
                 self._wake_at_next_beat()
@@ -218,30 +225,33 @@ class Worker:
         )
 
     async def _take(self) -> Job | None:
-        now = self._now_ms()
-        self._aside = {runner: until for runner, until in self._aside.items() if until > now}
-        return await self._store.take(
-            resident=self._residency.resident, warm=self._residency.is_warm(), aside=tuple(self._aside)
-        )
+        aside = self.set_aside()
+        self._aside = {runner: self._aside[runner] for runner in aside}
+        return await self._store.take(resident=self._residency.resident, warm=self._residency.is_warm(), aside=aside)
 
     async def _settle(self) -> None:
         owes = self._residency.owes()
         if owes is not None and (self._store.backlog.of(owes) == 0 or self._pause.active):
-            await self._residency.settle()
+            await self._residency.settle(may_load=not self._pause.active)
 
     async def _set_alarm(self) -> None:
-        """Nothing may run now: look again when the next backoff, set-aside runner or busy wait ends."""
+        """Nothing may run now: look again when the busy wait, else when the next backoff or set-aside runner ends.
+
+        The target's return, the end of a pause and a store that can write again wake the worker by themselves.
+        """
         if self._alarm is not None and self._alarm.active():
             self._alarm.cancel()
-        times = list(self._aside.values())
+        if self._stopping or not self._inventory.up or self._pause.active or self._unwritten:
+            return
+        now = self._clock.seconds()
+        seconds = [until - now for until in self._aside.values()]
         due = await self._store.next_due()
         if due is not None:
-            times.append(due)
-        seconds = [max(0.0, (at - self._now_ms()) / 1000) for at in times]
-        if self._busy_until > self._clock.seconds():
-            seconds.append(self._busy_until - self._clock.seconds())
-        if seconds and self._inventory.up and not self._stopping:
-            self._alarm = self._clock.callLater(min(seconds) + 0.001, self.wake)
+            seconds.append((due - self._now_ms()) / 1000)
+        if self._busy_until > now:
+            seconds = [self._busy_until - now]
+        if seconds and not self._stopping:
+            self._alarm = self._clock.callLater(max(min(seconds), SHORTEST_ALARM), self.wake)
 
     def _wake_at_next_beat(self) -> None:
         def beat(slept: bool) -> None:
@@ -254,8 +264,8 @@ class Worker:
 
     async def _one(self, job: Job) -> None:
         caller = self._switchboard.find(job.id)
-        if caller is None or caller.gone:
-            self._finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
+        if caller is None or caller.closed:
+            self._part(job, caller)
             return
         caller.job = job
         try:
@@ -279,20 +289,25 @@ class Worker:
         if job.state is JobState.LOADING:
             if load is not None and not self._pause.active and not await self._load(job, caller, load):
                 return
-            if self._pause.active and not caller.gone:
-                await self._put_back(job, caller, Retry(cause=PAUSED, charged=False))
+            if caller.closed:
+                self._part(job, caller)
                 return
-            if caller.gone:
-                self._finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
+            if self._pause.active:
+                await self._put_back(job, caller, Retry(cause=PAUSED, charged=False))
                 return
             working = await self._written(lambda: self._store.work(job))
             if working is None:
                 return  # ended meanwhile, by whoever was entitled to
             self.running = caller.job = job = working
-            if caller.gone:
-                self._finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
+            if caller.closed:
+                self._part(job, caller)
                 return
         await self._generate(job, caller, load)
+
+    def _part(self, job: Job, caller: Caller | None) -> None:
+        """Nobody takes the answer any more."""
+        error = CLIENT_LEFT if caller is None else caller.parting
+        self._finish(job, Ending(error=error, at=self._now_ms()))
 
     async def _load(self, job: Job, caller: Caller, load: Load) -> bool:
         """Have the job's runner loaded; False if the job's try is over."""
@@ -300,11 +315,12 @@ class Worker:
             await self._residency.ensure(load)
         except Answered as error:
             # The job's own request is sent once all the same: its answer, status and text, is the client's.
+            self._residency.disturbed()
             self._log.info("The load failed: {error}", error=error, job=job.id, model=job.model)
         except TargetError as error:
             result = outcome.of_error(error)
             if isinstance(result, Retry) and result.charged:
-                self._aside[load.runner] = self._now_ms() + int(backoff(job.failures + 1, self._random) * 1000)
+                self._aside[load.runner] = self._clock.seconds() + backoff(job.failures + 1, self._random)
             await self._apply(job, caller, result)
             return False
         return True
@@ -320,7 +336,6 @@ class Worker:
                 self._clock,
             )
             self._renewal.start()
-            self._residency.runs(load)
         watcher = _Watcher(caller, FinalWatch(errand.route.api, streamed), self._now_ms, self._renewal)
         exchange = Deferred.fromCoroutine(
             self._target.exchange(
@@ -335,26 +350,27 @@ class Worker:
             )
         )
         caller.on_gone = exchange.cancel
-        ran = False
+        whole = False
         result: Outcome
         try:
             head = await exchange
-            ran, self._distrusted = True, False
+            whole, self._distrusted = True, False
             result = outcome.of_answer(head.status, watcher.watch.verdict())
         except CancelledError:
-            if not caller.gone:
+            if not caller.closed:
                 raise
-            result = Fail(CLIENT_LEFT)
+            result = Fail(caller.parting)
         except TargetError as error:
             result = outcome.of_error(error)
             self._distrusted = isinstance(error, Lost) and error.reused
         finally:
             caller.on_gone = None
             renewal, self._renewal = self._renewal, None
-            renewed = renewal is not None and await renewal.end(ran=ran)
-            if load is not None:
-                self._residency.ran(load, well=ran, renewed=renewed)
-        await self._apply(job, caller, result, watcher, whole=ran)
+        await self._apply(job, caller, result, watcher, whole=whole)
+        # Only now: the client is not made to wait for it.
+        renewed = renewal is not None and await renewal.end(ran=whole)
+        if load is not None:
+            self._residency.ran(load, well=isinstance(result, Done), renewed=renewed)
 
     async def _apply(
         self, job: Job, caller: Caller, result: Outcome, watcher: _Watcher | None = None, *, whole: bool = False
@@ -364,17 +380,18 @@ class Worker:
             if result.unreachable:
                 self._residency.disturbed()
                 self._inventory.unreachable(TargetError(result.cause.message))
-            # A whole error answer is the call's own affair; what broke may be the target's.
-            if result.charged and not whole:
+            if result.charged:
                 result = self._blame(job, result)
             if not caller.begun:
                 await self._put_back(job, caller, result)
                 return
-            # The client has the answer's head: nothing can be tried again.
+            # The client has the answer's head: nothing can be tried again, but the charge is written.
+            if result.charged:
+                job = evolve(job, failures=job.failures + 1)
             result = Fail(result.cause)
-        self._busy_answers = 0
-        if whole:
+        elif whole:
             await self._absolve()
+        self._busy_answers = 0
         verdict = None if watcher is None else watcher.watch.verdict()
         self._finish(
             job,
@@ -410,12 +427,21 @@ class Worker:
             await self._written(lambda: self._store.lift(lifted))
 
     async def _put_back(self, job: Job, caller: Caller, retry: Retry) -> None:
+        if self._stopping and job.sync:
+            self._finish(job, Ending(error=STOPPED, at=self._now_ms()))
+            caller.fail(Unavailable("foreman is stopping", retry_after=5))
+            return
         not_before = 0
         if retry.charged:
             not_before = self._now_ms() + int(backoff(job.failures + 1, self._random) * 1000)
         elif retry.busy:
             self._busy_answers += 1
             self._busy_until = self._clock.seconds() + busy_wait(self._busy_answers, retry.retry_after)
+        elif not retry.unreachable:
+            # Once at once, for an idle connection that had died; then slowly, whatever it is.
+            if self._retried_freely == job.seq:
+                self._busy_until = max(self._busy_until, self._clock.seconds() + FREE_RETRY_WAIT)
+            self._retried_freely = job.seq
         self._log.info("Back to the queue: {cause}", cause=retry.cause.message, job=job.id, model=job.model)
         charge = retry.cause if retry.charged else None
         now = await self._written(lambda: self._store.put_back(job, not_before=not_before, charge=charge))
