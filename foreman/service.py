@@ -251,8 +251,6 @@ class Foreman(Service):
         return detach(self._stop())
 
     async def _stop(self) -> None:
-        # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
-        self._reactor._exitSignal = None  # noqa: SLF001
         await self._starting  # half a start cannot be taken back
         self._readiness.ready = False
         deadline = self._reactor.seconds() + self._config.shutdown_grace
@@ -269,6 +267,8 @@ class Foreman(Service):
         self._tick.stop()
         await self._target.close()
         await self._store.stop()
+        # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
+        self._reactor._exitSignal = None  # noqa: SLF001
 
 
 def _revealed(secret: Any) -> str:
