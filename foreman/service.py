@@ -33,6 +33,7 @@ from foreman.web.native import Limits, NativeFace
 from foreman.web.operate import OperatorFace, Readiness
 from foreman.web.site import make_site
 from foreman.work.archive import Archive
+from foreman.work.attempt import Patience
 from foreman.work.database import Database
 from foreman.work.deliveries import Deliveries
 from foreman.work.expiry import Expiry
@@ -43,7 +44,7 @@ from foreman.work.retention import Retention
 from foreman.work.store import Store
 from foreman.work.switchboard import Switchboard
 from foreman.work.tails import Tails
-from foreman.work.worker import Patience, Worker
+from foreman.work.worker import Worker
 
 LAST_WORDS = 0.5
 """Seconds in which a stop lets answers that are on their way reach their clients."""
@@ -269,8 +270,6 @@ class Foreman(Service):
         return detach(self._stop())
 
     async def _stop(self) -> None:
-        # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
-        self._reactor._exitSignal = None  # noqa: SLF001
         await self._starting  # half a start cannot be taken back
         self._readiness.ready = False
         deadline = self._reactor.seconds() + self._config.shutdown_grace
@@ -288,6 +287,8 @@ class Foreman(Service):
         self._tick.stop()
         await self._target.close()
         await self._store.stop()
+        # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
+        self._reactor._exitSignal = None  # noqa: SLF001
 
 
 def _revealed(secret: Any) -> str:

@@ -20,7 +20,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock, deferLater
 
-from foreman.ollama.fake import FakeModel, FakeOllama, Fault, default_models, parse_models, streaming_model
+from foreman.ollama.fake import FakeModel, FakeOllama, Fault, asks, default_models, parse_models, streaming_model
 from foreman.ollama.fake.reading import Refusal, complaint, first_value, keep_alive
 
 reactor: Any = _reactor
@@ -452,6 +452,15 @@ def test_bad_keep_alive(value: object, text: str) -> None:
     with pytest.raises(Refusal) as refused:
         keep_alive(value)
     assert refused.value.text == text
+
+
+@pytest.mark.parametrize(("read", "does"), [(asks.chat, "chat"), (asks.generate, "generate")])
+def test_any_model_can_be_unloaded(read: Callable[..., asks.Ask], does: str) -> None:
+    """An unload request may name an embedder, which Ollama unloads before it looks at what the model can do."""
+    models = {model.name: model for model in default_models()}
+    assert read(models, b'{"model": "tiny-embed", "keep_alive": 0}').empty
+    with pytest.raises(Refusal, match=f"does not support {does}"):
+        read(models, b'{"model": "tiny-embed", "keep_alive": 1}')
 
 
 def test_models_of_a_spec() -> None:

@@ -26,6 +26,7 @@ MAY_KNOW = {
     "config": {"kinds", "durations", "errors"},
     "ollama": SHARED,
     "work": SHARED | {"ollama"},
+    "webhooks": SHARED,
     "web": SHARED | {"ollama", "work", "config", "durations"},
     "tap": {"config", "errors", "service"},
     "demo": set(),

@@ -6,7 +6,7 @@ the target's to give.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from math import inf
 
 from attrs import define, field, frozen
@@ -17,12 +17,14 @@ from twisted.web.server import NOT_DONE_YET
 from ulid import ULID
 
 from foreman.detach import detach
-from foreman.errors import Forbidden, NotReachable, TargetError, Unavailable
+from foreman.errors import Forbidden, Lost, NotReachable, TargetError, Unavailable
 from foreman.job import ErrorCode, JobError, NewJob, Runner
 from foreman.logs import make_logger
 from foreman.ollama import requests
 from foreman.ollama.embedder import Embedder
-from foreman.ollama.inventory import Inventory
+from foreman.ollama.exchange import Sink
+from foreman.ollama.inventory import POLL_TIMEOUT, Inventory
+from foreman.ollama.listings import KeptAnswer
 from foreman.ollama.names import is_cloud, normalise
 from foreman.ollama.requests import Inference, Unreadable
 from foreman.ollama.routes import Kind, Route, match, redirect_page
@@ -30,12 +32,11 @@ from foreman.ollama.target import Target
 from foreman.tick import Tick
 from foreman.web.errors import respond_error
 from foreman.web.site import Request
-from foreman.web.streams import Outflow, WaitingCaller
+from foreman.web.streams import Outflow, UnendedOutflow, WaitingCaller
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.store import Store
 from foreman.work.switchboard import Errand, Switchboard
-from foreman.work.worker import CLIENT_LEFT
 
 LIVE_BUDGET = 1.0
 """Seconds that a live answer to a metadata question may take before the last good one is given."""
@@ -99,7 +100,9 @@ class NativeFace:
             case Kind.QUEUE | Kind.EMBED:
                 await self._infer(request, route)
             case Kind.ROOT | Kind.VERSION | Kind.TAGS | Kind.PS | Kind.MODELS:
-                await self._live_or_kept(request, route, route.path, durable=route.kind is not Kind.PS)
+                head, _, name = route.path.rpartition("/v1/models/")
+                key = route.path if not name or head else f"/v1/models/{normalise(name)}"
+                await self._live_or_kept(request, route, key, durable=route.kind is not Kind.PS)
             case Kind.SHOW:
                 await self._show(request, route)
             case Kind.ADMIN:
@@ -111,28 +114,17 @@ class NativeFace:
 
     # -- carried -------------------------------------------------------------------------------------------------
 
-    async def _carry(
-        self, request: Request, route: Route, before_end: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
-        """Send the request on as it is; the target's answer is the answer, ended after `before_end`."""
+    async def _carry(self, request: Request, route: Route) -> None:
+        """Send the request on as it is; the target's answer is the answer."""
         outflow = Outflow(request, self.tick)
-        request.content.seek(0)
-        exchange = Deferred.fromCoroutine(
-            self.target.exchange(
-                request.method,
-                route.target,
-                headers=_headers(request),
-                body=request.content,
-                sink=outflow,
-                first_byte=self.limits.answer_timeout,
-                between=self.limits.answer_timeout,
-            )
-        )
-        outflow.over.addCallback(lambda _: exchange.cancel())
         try:
-            await exchange
-            if before_end is not None:
-                await before_end()
+            try:
+                await self._exchange(request, route, outflow, outflow)
+            except Lost as error:
+                # An idle connection had died.  What changes nothing is asked again.
+                if not error.reused or (request.method not in (b"GET", b"HEAD") and route.kind is not Kind.EMBED):
+                    raise
+                await self._exchange(request, route, outflow, outflow, fresh=True)
         except TargetError as error:
             if isinstance(error, NotReachable):
                 self.inventory.suspect(error)
@@ -141,11 +133,39 @@ class NativeFace:
             outflow.finish()
 
     async def _administer(self, request: Request, route: Route) -> None:
+        """Carry what changes the target; its answer ends when foreman knows of the change."""
         if not self.model_admin:
             raise Forbidden(f"{route.path} changes the target; it is carried with FOREMAN_MODEL_ADMIN=on only")
-        self.residency.disturbed()
-        await self._carry(request, route, self.inventory.refresh)
-        self.residency.disturbed()
+        outflow = Outflow(request, self.tick)
+        sink = UnendedOutflow(outflow)
+        try:
+            await self._exchange(request, route, outflow, sink)
+        except TargetError as error:
+            outflow.fail(error)
+        finally:
+            # Also if the client has left: what it asked for may have been done.
+            self.residency.disturbed()
+            await detach(self.inventory.refresh())
+        sink.finish()
+
+    async def _exchange(
+        self, request: Request, route: Route, outflow: Outflow, sink: Sink, *, fresh: bool = False
+    ) -> None:
+        request.content.seek(0)
+        exchange = Deferred.fromCoroutine(
+            self.target.exchange(
+                request.method,
+                route.target,
+                headers=_headers(request),
+                body=request.content,
+                sink=sink,
+                first_byte=self.limits.answer_timeout,
+                between=self.limits.answer_timeout,
+                fresh=fresh,
+            )
+        )
+        outflow.over.addCallback(lambda _: exchange.cancel())
+        await exchange
 
     # -- metadata ------------------------------------------------------------------------------------------------
 
@@ -160,13 +180,17 @@ class NativeFace:
 
     async def _live_or_kept(self, request: Request, route: Route, key: str, *, durable: bool) -> None:
         """Answer live, else with the last good answer."""
+        kept = await self.inventory.kept(key)
+        if kept is None and route.kind is Kind.ROOT and self.inventory.version:
+            kept = KeptAnswer(b"Ollama is running", b"text/plain; charset=utf-8", self.inventory.last_poll or 0)
+        # Without anything to fall back on, the target gets the time it needs.
+        timeout = POLL_TIMEOUT if kept is None and self.inventory.up else LIVE_BUDGET
         try:
             reply = await self.target.call(
-                request.method, route.target, body=request.body(), headers=_headers(request), timeout=LIVE_BUDGET
+                request.method, route.target, body=request.body(), headers=_headers(request), timeout=timeout
             )
         except TargetError as error:
             self.inventory.suspect(error)
-            kept = await self.inventory.kept(key)
             if kept is None:
                 raise Unavailable(f"The target does not answer: {error}", retry_after=5) from error
             age = b"%d" % max(0, (self.now_ms() - kept.at) // 1000)
@@ -199,10 +223,16 @@ class NativeFace:
             await self._carry(request, route)
             self.residency.disturbed()
             return
-        model = await self.inventory.find_now(read.model)
-        if model is None and self.inventory.up:
-            await self._carry(request, route)
-            return
+        try:
+            model = await self.inventory.find_now(read.model)
+        except Unavailable:
+            model = None  # without a list nothing is known to be unknown: it waits its turn
+        else:
+            if model is None:
+                await self._carry(request, route)
+                return
+        if request.channel is None:
+            return  # the client has left
         key = normalise(read.model) if model is None else model.key
         await self._queue(request, route, body, read, Runner(key, read.options))
 
@@ -237,7 +267,7 @@ class NativeFace:
         )
         job_id = str(ULID())
         caller = WaitingCaller(request, self.tick, errand, since=self.clock.seconds(), job_id=job_id)
-        caller.on_left = lambda: self._left(caller)
+        caller.on_left = lambda: self._end_row(caller)
         new = NewJob(
             id=job_id,
             endpoint=route.path,
@@ -262,22 +292,20 @@ class NativeFace:
             return
         if caller.job is None:
             caller.job = job
-        if caller.gone:
-            self._left(caller)
-
-    def _left(self, caller: WaitingCaller) -> None:
-        """The client of a waiting job has gone: the row must never reach the target."""
-        self._end_row(caller, CLIENT_LEFT)
+        if caller.closed:
+            self._end_row(caller)
 
     def _give_up(self, caller: WaitingCaller, error: Exception, code: ErrorCode) -> None:
         """Answer a waiting client with an error, and end its row."""
+        caller.parting = JobError(code, str(error))
         caller.fail(error)
-        self._end_row(caller, JobError(code, str(error)))
+        self._end_row(caller)
 
-    def _end_row(self, caller: WaitingCaller, error: JobError) -> None:
+    def _end_row(self, caller: WaitingCaller) -> None:
+        """End the row of a caller that takes nothing more, unless it is at the target: that is the worker's."""
         if caller.job is None:
-            return  # not accepted yet; `_admit` will see that the client has gone
-        detach(self.store.abandon(caller.job.seq, error)).addErrback(
+            return  # not accepted yet; `_admit` will see that it is closed
+        detach(self.store.abandon(caller.job.seq, caller.parting)).addErrback(
             lambda failure: self._log.warn("A row was not ended: {error}", error=failure.value)
         )
 

@@ -249,7 +249,8 @@ def generation(
     if does == "chat" and not name:
         raise Refusal("model is required")
     model = find(models, name)
-    if not model.is_worker:
+    unload = empty and alive == 0  # which Ollama does before it looks at what the model can do
+    if not model.is_worker and not unload:
         raise Refusal(f'"{name}" does not support {does}')
     if think and "thinking" not in model.capabilities:
         raise Refusal(f'"{name}" does not support thinking')
