@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: run demo test lint bench clean
+.PHONY: run demo test test-clients lint bench clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,22 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/pytest
 
+# Real clients from PyPI and npm against the real daemon; needs Node 20 or newer, and npm.
+CLIENTS = foreman/test/clients
+test-clients: $(VENV)/.installed $(CLIENTS)/node_modules/.installed .venv-clients/current/.installed .venv-clients/older/.installed
+	$(BIN)/pytest -m clients $(CLIENTS)
+
+$(CLIENTS)/node_modules/.installed: $(CLIENTS)/package.json
+	@command -v node >/dev/null && command -v npm >/dev/null || \
+		{ echo "make test-clients needs Node 20 or newer and npm, to test the JavaScript client too" >&2; exit 1; }
+	cd $(CLIENTS) && npm install --no-package-lock --no-audit --no-fund --loglevel=error
+	touch $@
+
+.venv-clients/%/.installed: $(CLIENTS)/requirements-%.txt
+	$(PYTHON) -m venv .venv-clients/$*
+	.venv-clients/$*/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,4 +49,4 @@ bench: $(VENV)/.installed .venv-bench/.installed
 		uvicorn starlette httpx && echo '*' > .venv-bench/.gitignore && touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench build dist *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-clients $(CLIENTS)/node_modules build dist *.egg-info

@@ -67,6 +67,9 @@ class JobError:
     message: str = field(converter=_clipped)
 
 
+CLIENT_LEFT = JobError(ErrorCode.CLIENT_DISCONNECTED, "The client left before its answer was complete.")
+
+
 @frozen
 class Runner:
     """What Ollama really keeps loaded: a model with its load-time options.

@@ -39,6 +39,7 @@ from foreman.webhooks.outbox import Outbox
 from foreman.webhooks.policy import AddressPolicy
 from foreman.webhooks.sender import Sender
 from foreman.work.archive import Archive
+from foreman.work.attempt import Patience
 from foreman.work.database import Database
 from foreman.work.deliveries import Deliveries
 from foreman.work.expiry import Expiry
@@ -50,7 +51,7 @@ from foreman.work.retention import Retention
 from foreman.work.store import Store
 from foreman.work.switchboard import Switchboard
 from foreman.work.tails import Tails
-from foreman.work.worker import Patience, Worker
+from foreman.work.worker import Worker
 
 LAST_WORDS = 0.5
 """Seconds in which a stop lets answers that are on their way reach their clients."""
@@ -313,8 +314,6 @@ class Foreman(Service):
         return detach(self._stop())
 
     async def _stop(self) -> None:
-        # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
-        self._reactor._exitSignal = None  # noqa: SLF001
         await self._starting  # half a start cannot be taken back
         self._readiness.ready = False
         deadline = self._reactor.seconds() + self._config.shutdown_grace
@@ -334,6 +333,8 @@ class Foreman(Service):
         self._tick.stop()
         await self._target.close()
         await self._store.stop()
+        # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
+        self._reactor._exitSignal = None  # noqa: SLF001
 
 
 def _revealed(secret: Any) -> str:

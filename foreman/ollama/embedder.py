@@ -48,6 +48,8 @@ class Embedder:
         self._load_timeout = load_timeout
         self._may_load = may_load
         self._warming: Deferred[None] | None = None
+        self._again = False
+        self._resting: list[Deferred[None]] = []
         self._was_listed = False
         self._workers: frozenset[str] = frozenset()
         self._pushed_out: str | None = None
@@ -60,19 +62,30 @@ class Embedder:
 
     def pin(self) -> None:
         """Have it loaded for ever, beside whatever else goes on."""
-        if self._warming is None and self._may_load():
+        if not self._may_load():
+            return
+        if self._warming is None:
             self._warming = detach(self._warm())
             self._warming.addBoth(self._warmed)
+        else:
+            self._again = True  # what made us pin it may come after the warm-up under way
 
     async def at_rest(self) -> None:
         """Return when no warming is under way: what Ollama loads it does not unload."""
         if self._warming is not None:
             resting: Deferred[None] = Deferred()
-            self._warming.addBoth(lambda _: resting.callback(None))
+            self._resting.append(resting)
             await resting
 
     def _warmed(self, result: object) -> object:
         self._warming = None
+        if self._again:
+            self._again = False
+            self.pin()
+        if self._warming is None:
+            resting, self._resting = self._resting, []
+            for rester in resting:
+                rester.callback(None)
         return result
 
     async def _warm(self) -> None:

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from foreman.detach import detach
-from foreman.errors import TargetError
+from foreman.errors import TargetError, Unavailable
 from foreman.logs import make_logger
 from foreman.ollama.listings import KeptAnswer, Model, Resident, read_models, read_residents
 from foreman.ollama.names import normalise
@@ -111,7 +111,7 @@ class Inventory:
         self._next = 0.0  # clock.seconds() of the next poll or probe
         self._probe_wait = 1.0
         self._polling: Deferred[Any] | None = None
-        self._waiters: list[Deferred[None]] = []
+        self._waiters: list[Deferred[bool]] = []  # for the next poll
         self._probing: Deferred[Any] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
 
@@ -147,10 +147,14 @@ class Inventory:
         return None if self.models is None else self.models.get(normalise(name))
 
     async def find_now(self, name: str) -> Model | None:
-        """The same, but a miss polls the target once, now."""
+        """The same, but a miss polls the target once, now; None means that the target has no such model.
+
+        :raise Unavailable: the target cannot be asked.
+        """
         model = self.find(name)
-        if model is None and self.up:
-            await self.refresh()
+        if model is None:
+            if not (self.up and await self.refresh()):
+                raise Unavailable("The target's models are not known now", retry_after=5)
             model = self.find(name)
         return model
 
@@ -189,7 +193,7 @@ class Inventory:
         if answer is not None:
             try:
                 self.models = read_models(answer.body)
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 self._log.warn("The target's list of models cannot be read: {error}", error=error)
 
     def _learn_version(self, answer: KeptAnswer | None) -> None:
@@ -211,23 +215,31 @@ class Inventory:
             self._next = 0.0
             self._log.warn("The target is down: {error}", error=error)
 
-    async def refresh(self) -> None:
-        """Poll now, or join the poll under way.  Never raises for the target's sake."""
-        if self._polling is None:
-            self._polling = Deferred.fromCoroutine(self._poll())
-            self._polling.addBoth(self._polled)
-        waiter: Deferred[None] = Deferred()
-        self._waiters.append(waiter)
-        await waiter
+    async def refresh(self) -> bool:
+        """Poll, beginning now; those who ask during a poll share the one after it.
 
-    def _polled(self, result: object) -> None:
+        :return: whether the list of models was read.  Never raises for the target's sake.
+        """
+        waiter: Deferred[bool] = Deferred()
+        self._waiters.append(waiter)
+        if self._polling is None:
+            self._start_poll()
+        return await waiter
+
+    def _start_poll(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        self._polling = Deferred.fromCoroutine(self._poll())
+        self._polling.addBoth(self._polled, waiters)
+
+    def _polled(self, result: bool | Failure, waiters: list[Deferred[bool]]) -> None:
         self._polling = None
         if isinstance(result, Failure):
             _unless_cancelled(result)
-        waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.called:
-                waiter.callback(None)
+                waiter.callback(result is True)
+        if self._waiters and self._polling is None:
+            self._start_poll()
 
     def _beat(self, slept: bool) -> None:
         now = self._clock.seconds()
@@ -272,21 +284,24 @@ class Inventory:
         self._next = self._clock.seconds() + self._poll_interval
         detach(self.refresh())
 
-    async def _poll(self) -> None:
+    async def _poll(self) -> bool:
         try:
             version = await self._target.call(b"GET", b"/api/version", timeout=POLL_TIMEOUT)
+            if version.status != 200:  # nobody's Ollama; a proxy before a dead one, perhaps
+                raise TargetError(f"/api/version was answered with status {version.status}")
         except TargetError as error:
             # A pooled connection may have died with the target's sleep: only a fresh one tells.
             if not await self._target.probe(timeout=PROBE_TIMEOUT):
                 self.polls_failed += 1
                 self.unreachable(error)
-                return
+                return False
         else:
             self.learn("/api/version", version)
         self._came_up()
         self.polls_answered += 1
         self.last_poll = self._now_ms()
         self.last_error = None
+        listed = False
         for path in ("/api/tags", "/api/ps"):
             try:
                 reply = await self._target.call(b"GET", path.encode(), timeout=POLL_TIMEOUT)
@@ -297,14 +312,17 @@ class Inventory:
                 self.learn(path, reply, durable=path != "/api/ps")
                 if path == "/api/ps":
                     self.see_residents(reply)
+                else:
+                    listed = reply.status == 200
         for told in self.on_poll:
             told()
+        return listed
 
     def see_residents(self, reply: Reply) -> None:
         """Take note of an `/api/ps` answer."""
         try:
             self.residents = read_residents(reply.body)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             self._log.warn("The target's list of residents cannot be read: {error}", error=error)
             return
         for resident in self.residents:

@@ -75,8 +75,8 @@ def read_residents(body: bytes) -> tuple[Resident, ...]:
         Resident(
             name=entry["name"],
             digest=entry.get("digest") or "",
-            size=entry.get("size") or 0,
-            size_vram=entry.get("size_vram") or 0,
+            size=int(entry.get("size") or 0),
+            size_vram=int(entry.get("size_vram") or 0),
         )
         for entry in _entries(body)
     )

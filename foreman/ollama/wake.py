@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import DatagramProtocol
 
 from foreman.logs import make_logger
@@ -51,5 +52,5 @@ class WakeOnLan:
             protocol.transport.setBroadcastAllowed(True)  # type: ignore[union-attr]
             protocol.transport.write(self._packet, self._to)  # type: ignore[union-attr]
             port.stopListening()
-        except OSError as error:
+        except (OSError, CannotListenError) as error:
             self._log.warn("The wake-up packet was not sent: {error}", error=error)

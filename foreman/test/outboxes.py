@@ -120,7 +120,7 @@ class BrittleDeliveries(Deliveries):
 class Office:
     """An outbox and all that it needs.
 
-    :ivar posts: the tries, when they are made by the `ScriptedPoster`.
+    :ivar receivers: and `posts`: of the `ScriptedPoster`, unless there is another.
     """
 
     def __init__(
@@ -135,10 +135,8 @@ class Office:
     ) -> None:
         """:param since: the office before a restart: its clock and its receivers stay."""
         self.path = path
-        self.clock = clock or (since.clock if since else Clock())
-        self.poster = ScriptedPoster(self.clock)
-        if since is not None:
-            self.poster = since.poster
+        self.clock: Clock = clock or (since.clock if since else Clock())
+        self.poster: ScriptedPoster = since.poster if since else ScriptedPoster(self.clock)
         self.receivers, self.posts = self.poster.receivers, self.poster.posts
         self.database = SteppedDatabase(path)
         self.run = self.database.finish

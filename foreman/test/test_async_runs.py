@@ -96,7 +96,9 @@ async def states(here: House, job: Job) -> list[str]:
 
 async def working(here: House, job: Job) -> None:
     """Wait until the target has the job's request."""
-    await eventually(lambda: here.foreman._worker._exchange is not None and here.foreman._worker.running is not None)
+    await eventually(
+        lambda: here.foreman._worker._attempts._exchange is not None and here.foreman._worker.running is not None
+    )
     assert here.foreman._worker.running is not None
     assert here.foreman._worker.running.id == job.id
 
@@ -257,7 +259,9 @@ async def test_cancelled_at_work() -> None:
     async with house(models=SLOW) as here:
         job, after = await submit(here, chat("tiny-a")), await submit(here, chat("tiny-a"))
         await working(here, job)
-        await eventually(lambda: here.foreman._worker._exchange and here.fake.requests[-1].path == "/api/chat")
+        await eventually(
+            lambda: here.foreman._worker._attempts._exchange and here.fake.requests[-1].path == "/api/chat"
+        )
         await deferLater(reactor, 0.2)
         assert await here.foreman._worker.cancel(job.id) is True
         [first, *_] = [each for each in here.fake.requests if each.path == "/api/chat"]
@@ -359,7 +363,7 @@ async def test_a_disk_that_is_full_at_the_end() -> None:
         await database.write(lambda cursor: cursor.execute(limit.format(1)).close(), durable=False)
         ends = []
         real = here.foreman._store.end
-        here.foreman._store.end = lambda *each: ends.append(each) or _unwritable()  # type: ignore[assignment,func-returns-value]
+        here.foreman._store.end = lambda *each: ends.append(each) or _unwritable()  # type: ignore[method-assign,func-returns-value]
         await eventually(lambda: ends)
         assert not here.foreman._worker._may_take()
         here.foreman._store.end = real  # type: ignore[method-assign]

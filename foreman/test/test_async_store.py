@@ -302,8 +302,8 @@ def test_nothing_is_pruned_that_somebody_is_to_be_told_of(office: Office) -> Non
         office.tried(due[0], DeliveryState.EXHAUSTED)
     assert office.run(office.store.prune(office.now + 1, 10)) == 1
     tables = ("jobs", "events", "delivery_tries", "artifacts", "bodies")
-    counts = ", ".join(f"(SELECT count(*) FROM {table})" for table in tables)
-    assert office.run(office.database.read(lambda cursor: cursor.execute(f"SELECT {counts}").fetchone())) == (0,) * 5
+    query = "SELECT " + ", ".join(f"(SELECT count(*) FROM {table})" for table in tables)  # noqa: S608 (ours)
+    assert office.run(office.database.read(lambda cursor: cursor.execute(query).fetchone())) == (0,) * 5
 
 
 def test_the_webhook_of_a_job_that_failed_for_good(office: Office) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from attrs import evolve
 from hypothesis import given
@@ -17,7 +18,7 @@ from foreman.work.schedule import order_key
 A, A_LONG, B, C = RUNNERS
 
 
-def job(seq: int, runner: Runner = A, **more: int) -> Job:
+def job(seq: int, runner: Runner = A, **more: Any) -> Job:
     """A queued job, or a done one by its times."""
     return Job(
         seq=seq,

@@ -223,7 +223,7 @@ async def test_a_load_that_breaks_sets_its_runner_aside() -> None:
     async with house() as here:
         here.fake.faults.always("/api/generate", Fault.DROP, model="tiny-a:latest", load=True)
         first = await here.send("POST", "/api/chat", chat("tiny-a", stream=False))
-        await eventually(lambda: here.foreman._worker._aside)
+        await eventually(lambda: here.foreman._worker._attempts.aside)
         here.fake.faults.clear()
         third = await here.send("POST", "/api/chat", chat("tiny-a", stream=False))
         second = await here.send("POST", "/api/chat", chat("tiny-b", stream=False))
@@ -253,7 +253,7 @@ async def test_the_old_worker_is_unloaded_before_the_next_is_loaded() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_model_deleted_while_loaded_holds_nobody_up() -> None:
-    """What was deleted stays in memory and cannot be unloaded by its name any more: the next model does not wait for it."""
+    """What was deleted stays in memory and cannot be unloaded by its name any more: the next model waits for nothing."""
     async with house() as here:
         await here.ask("POST", "/api/chat", chat("tiny-a"))
         await ask(here.fake.url, "DELETE", "/api/delete", {"model": "tiny-a"})

@@ -85,6 +85,7 @@ async def test_the_log_tells_events_and_no_secrets(tmp_path: Path, log_format: s
         for fault in (Fault.DROP, Fault.CUT_MID_LINE, Fault.ERROR_LINE, Fault.ERROR_500, Fault.NO_DONE):
             fake.faults.next("/api/chat", fault)
             await say("/api/chat", document("answering"))
+            await say("/api/chat", document("answering"))  # a success between, or the target counts as wedged
         # clients that leave, and a stop
         leaving = await send(url, "POST", "/api/chat", document("slow"), bearer)
         await eventually(lambda: leaving.chunks)

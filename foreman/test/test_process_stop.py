@@ -174,3 +174,21 @@ async def test_a_slow_reader_gets_the_end_of_its_answer(tmp_path: Path) -> None:
         assert client.ended
         assert json.loads(client.body.splitlines()[-1])["done"] is True
         assert await foreman.exit_status() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_while_the_target_sleeps(tmp_path: Path) -> None:
+    """A silent target holds no stop up: who waits is told, and the process is gone within seconds."""
+    async with pair(tmp_path, POLL_INTERVAL="1s") as (fake, foreman):
+        await ask(foreman.url, "POST", "/api/chat", chat("tiny-a"))
+        fake.sleep()
+        clients = [await send(foreman.url, "POST", "/api/chat", chat(model)) for model in ("tiny-b", "tiny-c")]
+        clients.append(await send(foreman.url, "GET", "/api/tags"))
+        await eventually(lambda: len(foreman.rows()) == 3)
+        await deferLater(reactor, 1.2)  # a poll has begun
+        asked = reactor.seconds()
+        foreman.send(15)
+        await stopped(foreman)
+        assert reactor.seconds() - asked < 4
+        assert all(is_503(client) for client in clients[:2])
+        assert [outcome(row) for row in foreman.rows()][1:] == [("failed", "interrupted")] * 2

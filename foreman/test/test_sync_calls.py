@@ -255,7 +255,7 @@ async def test_a_client_that_takes_nothing_for_a_minute_is_cut() -> None:
         client.transport.pauseProducing()  # type: ignore[union-attr]
         await eventually(lambda: here.foreman._worker.running is not None)
         caller = await eventually(lambda: next(iter(here.foreman._switchboard)))
-        await eventually(lambda: caller._held)
+        await eventually(lambda: caller._reading_paused)
         second = await here.send("POST", "/api/chat", chat("tiny-a"))
         for _ in range(59):
             here.foreman._tick.beat()
@@ -279,7 +279,7 @@ async def test_a_slow_client_slows_the_target_and_gets_every_byte() -> None:
         await eventually(lambda: client.chunks)
         client.transport.pauseProducing()  # type: ignore[union-attr]
         caller = await eventually(lambda: next(iter(here.foreman._switchboard)))
-        await eventually(lambda: caller._held)
+        await eventually(lambda: caller._reading_paused)
         assert caller._waiting_bytes < 1_300_000
         client.transport.resumeProducing()  # type: ignore[union-attr]
         await eventually(lambda: client.ended, within=30)

@@ -159,17 +159,17 @@ class JobsFace:
     async def _model_keys(self, drafts: Iterable[Draft]) -> Mapping[str, str]:
         """The runners' models by the names that the drafts use; a name the target does not know is left out.
 
-        What is missing is asked for once.  While the target is down, or has not told its models yet, any name will do.
+        What is missing is asked for once.  While the target cannot tell, any name will do.
         """
         names = {draft.inference.model for draft in drafts}
-        if self.inventory.up and any(self.inventory.find(name) is None for name in names):
-            await self.inventory.refresh()
+        missing = [name for name in names if self.inventory.find(name) is None]
+        told = bool(missing) and self.inventory.up and await self.inventory.refresh()
         keys = {}
         for name in names:
             model = self.inventory.find(name)
             if model is not None:
                 keys[name] = model.key
-            elif not self.inventory.up or self.inventory.models is None:
+            elif not told:
                 keys[name] = normalise(name)
         return keys
 

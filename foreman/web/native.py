@@ -6,10 +6,9 @@ the target's to give.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from math import inf
 
-import orjson
 from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -18,27 +17,27 @@ from twisted.web.server import NOT_DONE_YET
 from ulid import ULID
 
 from foreman.detach import detach
-from foreman.errors import Forbidden, NotReachable, TargetError, Unavailable
-from foreman.job import ErrorCode, IdempotencyKey, JobError, NewJob, Runner, Submission
+from foreman.errors import Forbidden, Lost, NotReachable, TargetError, Unavailable
+from foreman.job import ErrorCode, JobError, NewJob, Runner
 from foreman.logs import make_logger
 from foreman.ollama import requests
 from foreman.ollama.embedder import Embedder
-from foreman.ollama.inventory import Inventory
+from foreman.ollama.exchange import Sink
+from foreman.ollama.inventory import POLL_TIMEOUT, Inventory
+from foreman.ollama.listings import KeptAnswer
 from foreman.ollama.names import is_cloud, normalise
 from foreman.ollama.requests import Inference, Unreadable
 from foreman.ollama.routes import Kind, Route, match, redirect_page
 from foreman.ollama.target import Target
 from foreman.tick import Tick
-from foreman.web import asks
+from foreman.web import asks, respond_async
 from foreman.web.errors import respond_error
 from foreman.web.site import Request
-from foreman.web.streams import Outflow, WaitingCaller
-from foreman.work.keys import Accepted
+from foreman.web.streams import Outflow, UnendedOutflow, WaitingCaller
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.store import Store
 from foreman.work.switchboard import Errand, Switchboard
-from foreman.work.worker import CLIENT_LEFT
 
 LIVE_BUDGET = 1.0
 """Seconds that a live answer to a metadata question may take before the last good one is given."""
@@ -102,7 +101,9 @@ class NativeFace:
             case Kind.QUEUE | Kind.EMBED:
                 await self._infer(request, route)
             case Kind.ROOT | Kind.VERSION | Kind.TAGS | Kind.PS | Kind.MODELS:
-                await self._live_or_kept(request, route, route.path, durable=route.kind is not Kind.PS)
+                head, _, name = route.path.rpartition("/v1/models/")
+                key = route.path if not name or head else f"/v1/models/{normalise(name)}"
+                await self._live_or_kept(request, route, key, durable=route.kind is not Kind.PS)
             case Kind.SHOW:
                 await self._show(request, route)
             case Kind.ADMIN:
@@ -114,28 +115,17 @@ class NativeFace:
 
     # -- carried -------------------------------------------------------------------------------------------------
 
-    async def _carry(
-        self, request: Request, route: Route, before_end: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
-        """Send the request on as it is; the target's answer is the answer, ended after `before_end`."""
+    async def _carry(self, request: Request, route: Route) -> None:
+        """Send the request on as it is; the target's answer is the answer."""
         outflow = Outflow(request, self.tick)
-        request.content.seek(0)
-        exchange = Deferred.fromCoroutine(
-            self.target.exchange(
-                request.method,
-                route.target,
-                headers=_headers(request),
-                body=request.content,
-                sink=outflow,
-                first_byte=self.limits.answer_timeout,
-                between=self.limits.answer_timeout,
-            )
-        )
-        outflow.over.addCallback(lambda _: exchange.cancel())
         try:
-            await exchange
-            if before_end is not None:
-                await before_end()
+            try:
+                await self._exchange(request, route, outflow, outflow)
+            except Lost as error:
+                # An idle connection had died.  What changes nothing is asked again.
+                if not error.reused or (request.method not in (b"GET", b"HEAD") and route.kind is not Kind.EMBED):
+                    raise
+                await self._exchange(request, route, outflow, outflow, fresh=True)
         except TargetError as error:
             if isinstance(error, NotReachable):
                 self.inventory.suspect(error)
@@ -144,11 +134,39 @@ class NativeFace:
             outflow.finish()
 
     async def _administer(self, request: Request, route: Route) -> None:
+        """Carry what changes the target; its answer ends when foreman knows of the change."""
         if not self.model_admin:
             raise Forbidden(f"{route.path} changes the target; it is carried with FOREMAN_MODEL_ADMIN=on only")
-        self.residency.disturbed()
-        await self._carry(request, route, self.inventory.refresh)
-        self.residency.disturbed()
+        outflow = Outflow(request, self.tick)
+        sink = UnendedOutflow(outflow)
+        try:
+            await self._exchange(request, route, outflow, sink)
+        except TargetError as error:
+            outflow.fail(error)
+        finally:
+            # Also if the client has left: what it asked for may have been done.
+            self.residency.disturbed()
+            await detach(self.inventory.refresh())
+        sink.finish()
+
+    async def _exchange(
+        self, request: Request, route: Route, outflow: Outflow, sink: Sink, *, fresh: bool = False
+    ) -> None:
+        request.content.seek(0)
+        exchange = Deferred.fromCoroutine(
+            self.target.exchange(
+                request.method,
+                route.target,
+                headers=_headers(request),
+                body=request.content,
+                sink=sink,
+                first_byte=self.limits.answer_timeout,
+                between=self.limits.answer_timeout,
+                fresh=fresh,
+            )
+        )
+        outflow.over.addCallback(lambda _: exchange.cancel())
+        await exchange
 
     # -- metadata ------------------------------------------------------------------------------------------------
 
@@ -163,13 +181,17 @@ class NativeFace:
 
     async def _live_or_kept(self, request: Request, route: Route, key: str, *, durable: bool) -> None:
         """Answer live, else with the last good answer."""
+        kept = await self.inventory.kept(key)
+        if kept is None and route.kind is Kind.ROOT and self.inventory.version:
+            kept = KeptAnswer(b"Ollama is running", b"text/plain; charset=utf-8", self.inventory.last_poll or 0)
+        # Without anything to fall back on, the target gets the time it needs.
+        timeout = POLL_TIMEOUT if kept is None and self.inventory.up else LIVE_BUDGET
         try:
             reply = await self.target.call(
-                request.method, route.target, body=request.body(), headers=_headers(request), timeout=LIVE_BUDGET
+                request.method, route.target, body=request.body(), headers=_headers(request), timeout=timeout
             )
         except TargetError as error:
             self.inventory.suspect(error)
-            kept = await self.inventory.kept(key)
             if kept is None:
                 raise Unavailable(f"The target does not answer: {error}", retry_after=5) from error
             age = b"%d" % max(0, (self.now_ms() - kept.at) // 1000)
@@ -187,7 +209,7 @@ class NativeFace:
         submits = asks.preferences(request).respond_async
         key = asks.key_of(request, body) if submits else None
         if key is not None and (repeated := await self.store.repeated(key)) is not None:
-            _answer_submitted(request, repeated)
+            respond_async.answer(request, repeated)
             return
         read = requests.read(route.path, body, request.getHeader("content-type"), request.getHeader("content-encoding"))
         if isinstance(read, Unreadable):
@@ -196,47 +218,43 @@ class NativeFace:
             else:
                 await self._queue(request, route, body, None, UNKNOWN_RUNNER)
             return
-        if read.model == "" or is_cloud(read.model):
+        if await self._passes(request, route, read):
+            return
+        runner = await self._runner(read)
+        if runner is None:
             await self._carry(request, route)
-            return
-        if route.kind is Kind.EMBED and self.embedder is not None and self.embedder.is_named(read.model):
-            await self._embed(request, route, read, self.embedder)
-            return
-        if read.is_unload:
-            self.residency.disturbed()
-            await self._carry(request, route)
-            self.residency.disturbed()
-            return
-        model = await self.inventory.find_now(read.model)
-        # Without any list yet nothing is known to be unknown, and a target just gone is waited for.
-        if model is None and self.inventory.up and self.inventory.models is not None:
-            await self._carry(request, route)
-            return
-        runner = Runner(normalise(read.model) if model is None else model.key, read.options)
-        if submits:
-            await self._submit(request, self._async_job(request, route, body, read, runner), key)
+        elif request.channel is None:
+            return  # the client has left
+        elif submits:
+            if self._stopping:
+                raise _stopping()  # while its model was looked up
+            new = respond_async.new_job(request, route, body, read, runner, now=self.now_ms())
+            respond_async.answer(request, await self.store.accept_once([new], key))
         else:
             await self._queue(request, route, body, read, runner)
 
-    def _async_job(self, request: Request, route: Route, body: bytes, read: Inference, runner: Runner) -> NewJob:
-        """The async job that a call becomes (RFC 7240).  Nothing in its body is foreman's."""
-        return NewJob(
-            id=str(ULID()),
-            endpoint=route.path,
-            model=read.model,
-            runner=runner,
-            size=len(body),
-            created_at=self.now_ms(),
-            submission=Submission(
-                body=requests.in_clear(route.path, body, request.getHeader("content-encoding")),
-                content_type=request.getHeader("content-type") or "application/json",
-            ),
-        )
+    async def _passes(self, request: Request, route: Route, read: Inference) -> bool:
+        """Answer a call that never queues; False if this is none."""
+        if read.model == "" or is_cloud(read.model):
+            await self._carry(request, route)
+        elif route.kind is Kind.EMBED and self.embedder is not None and self.embedder.is_named(read.model):
+            await self._embed(request, route, read, self.embedder)
+        elif read.is_unload:
+            self.residency.disturbed()
+            await self._carry(request, route)
+            self.residency.disturbed()
+        else:
+            return False
+        return True
 
-    async def _submit(self, request: Request, new: NewJob, key: IdempotencyKey | None) -> None:
-        if self._stopping:
-            raise _stopping()  # while its model was looked up
-        _answer_submitted(request, await self.store.accept_once([new], key))
+    async def _runner(self, read: Inference) -> Runner | None:
+        """The runner that a call needs, None if the target has no such model."""
+        try:
+            model = await self.inventory.find_now(read.model)
+        except Unavailable:
+            # Without a list nothing is known to be unknown: it waits its turn.
+            return Runner(normalise(read.model), read.options)
+        return None if model is None else Runner(model.key, read.options)
 
     async def _embed(self, request: Request, route: Route, read: Inference, embedder: Embedder) -> None:
         """Carry a call to the pinned embedder when its turn comes: no queue, no row."""
@@ -269,7 +287,7 @@ class NativeFace:
         )
         job_id = str(ULID())
         caller = WaitingCaller(request, self.tick, errand, since=self.clock.seconds(), job_id=job_id)
-        caller.on_left = lambda: self._left(caller)
+        caller.on_left = lambda: self._end_row(caller)
         new = NewJob(
             id=job_id,
             endpoint=route.path,
@@ -294,22 +312,20 @@ class NativeFace:
             return
         if caller.job is None:
             caller.job = job
-        if caller.gone:
-            self._left(caller)
-
-    def _left(self, caller: WaitingCaller) -> None:
-        """The client of a waiting job has gone: the row must never reach the target."""
-        self._end_row(caller, CLIENT_LEFT)
+        if caller.closed:
+            self._end_row(caller)
 
     def _give_up(self, caller: WaitingCaller, error: Exception, code: ErrorCode) -> None:
         """Answer a waiting client with an error, and end its row."""
+        caller.parting = JobError(code, str(error))
         caller.fail(error)
-        self._end_row(caller, JobError(code, str(error)))
+        self._end_row(caller)
 
-    def _end_row(self, caller: WaitingCaller, error: JobError) -> None:
+    def _end_row(self, caller: WaitingCaller) -> None:
+        """End the row of a caller that takes nothing more, unless it is at the target: that is the worker's."""
         if caller.job is None:
-            return  # not accepted yet; `_admit` will see that the client has gone
-        detach(self.store.abandon(caller.job.seq, error)).addErrback(
+            return  # not accepted yet; `_admit` will see that it is closed
+        detach(self.store.abandon(caller.job.seq, caller.parting)).addErrback(
             lambda failure: self._log.warn("A row was not ended: {error}", error=failure.value)
         )
 
@@ -338,20 +354,6 @@ def _stopping() -> Unavailable:
 
 def _answer_failure(failure: Failure, request: Request) -> None:
     respond_error(request, failure.value or RuntimeError("a failure without a value"))
-
-
-def _answer_submitted(request: Request, accepted: Accepted) -> None:
-    [job_id], [job] = accepted.ids, accepted.jobs
-    document = {"job_id": job_id}
-    if accepted.repeated and job is not None:
-        document["state"] = job.state
-    body = orjson.dumps(document)
-    headers = (
-        (b"location", f"/jobs/{job_id}".encode()),
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-    )
-    _answer(request, 200 if accepted.repeated else 202, headers, body)
 
 
 def _headers(request: Request) -> tuple[tuple[bytes, bytes], ...]:

@@ -178,6 +178,9 @@ class Channel(HTTPChannel):
             self._in_head = True
             self.setTimeout(HEAD_TIMEOUT)  # type: ignore[no-untyped-call]
         super().dataReceived(data)  # type: ignore[no-untyped-call]
+        if self._handlingRequest and sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize:
+            # Twisted reads no more now, and so would not notice that the client leaves.  Nobody pipelines so much.
+            self.transport.abortConnection()  # type: ignore[union-attr]
 
     def resetTimeout(self) -> None:  # noqa: N802
         """Something came: start the silence anew, except within a head."""

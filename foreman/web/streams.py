@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import Request
 from zope.interface import implementer
 
-from foreman.job import Artifact, Job
+from foreman.job import CLIENT_LEFT, Artifact, Job
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.routes import Api
 from foreman.tick import Tick
@@ -53,14 +53,23 @@ class Outflow:
         self._tick = tick
         self._flow: Flow | None = None
         self._paused = False
-        self._held = False  # the target's reading is paused
+        self._reading_paused = False  # the target is made to wait
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._finished = False
         self._unwatch: Callable[[], None] | None = None
         self._stalled_for = 0
         self._unsent = 0
-        request.notifyFinish().addErrback(self._lost)
+        if request.channel is None:  # it has left before anybody could listen for that
+            self.gone = True
+            self._close()
+        else:
+            request.notifyFinish().addErrback(self._lost)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more: the client has left, or has been given an end."""
+        return self.gone or bool(self.over.called)
 
     # -- the sink ------------------------------------------------------------------------------------------------
 
@@ -88,8 +97,8 @@ class Outflow:
             return
         self._waiting.append(data)
         self._waiting_bytes += len(data)
-        if self._waiting_bytes > BUFFER and not self._held and self._flow is not None:
-            self._held = True
+        if self._waiting_bytes > BUFFER and not self._reading_paused and self._flow is not None:
+            self._reading_paused = True
             self._flow.pause()
 
     def finish(self) -> None:
@@ -124,8 +133,8 @@ class Outflow:
         if self._paused:
             return
         self._stop_watching()
-        if self._held and self._flow is not None:
-            self._held = False
+        if self._reading_paused and self._flow is not None:
+            self._reading_paused = False
             self._flow.resume()
         self._end_if_drained()
 
@@ -176,6 +185,43 @@ class Outflow:
             self.over.callback(None)
 
 
+class UnendedOutflow:
+    """A sink for an `Outflow` that keeps the client from seeing the answer's end before `finish`.
+
+    A chunked answer ends with its last chunk, which `finish` sends.  One of a known length would end with its last
+    byte; it is short, and held back whole.
+    """
+
+    def __init__(self, outflow: Outflow) -> None:
+        self._outflow = outflow
+        self._kept: tuple[Head, Flow, list[bytes]] | None = None
+
+    def begin(self, head: Head, flow: Flow) -> None:
+        """The head; kept if it names a length."""
+        if any(name.lower() == b"content-length" for name, _ in head.headers):
+            self._kept = (head, flow, [])
+        else:
+            self._outflow.begin(head, flow)
+
+    def write(self, data: bytes) -> None:
+        """The next bytes."""
+        if self._kept is None:
+            self._outflow.write(data)
+        else:
+            self._kept[2].append(data)
+
+    def finish(self) -> None:
+        """Send what was kept, and end the answer; nothing happens if it has failed."""
+        if self._outflow.closed:
+            return
+        if self._kept is not None:
+            head, flow, pieces = self._kept
+            self._outflow.begin(head, flow)
+            for piece in pieces:
+                self._outflow.write(piece)
+        self._outflow.finish()
+
+
 class WaitingCaller(Outflow):
     """A sync call's client: an `Outflow` that waits in the queue first (`foreman.work.switchboard.Caller`).
 
@@ -187,6 +233,7 @@ class WaitingCaller(Outflow):
     :ivar job: its row as the worker last saw it, None until it is accepted.
     :ivar on_gone: the worker's, while it runs the job.
     :ivar on_left: the native face's, told once when the client leaves early while the worker does not run its job.
+    :ivar parting: why its row is to end, once it takes nothing more.
     """
 
     def __init__(self, request: Request, tick: Tick, errand: Errand, *, since: float, job_id: str) -> None:
@@ -197,6 +244,7 @@ class WaitingCaller(Outflow):
         self.on_gone: Callable[[], None] | None = None
         self.limit: float | None = None
         self.on_left: Callable[[], None] = lambda: None
+        self.parting = CLIENT_LEFT
         self._job_id = job_id
         self._line: Line | None = None
         self._filled_at = 0.0
@@ -204,7 +252,7 @@ class WaitingCaller(Outflow):
 
     def hold_line(self, now: float) -> None:
         """Send the head early, and filler every `FILL_EVERY` seconds until the answer begins."""
-        if self.begun or self.gone or self.over.called or self._paused:
+        if self.begun or self.closed or self._paused:
             return
         if self._line is None:
             self._line = Line.of(self.errand)
@@ -250,7 +298,11 @@ class WaitingCaller(Outflow):
 
     def fail(self, error: Exception) -> None:
         """There will be no answer but this error, told in the body if the line is held."""
-        if self._line is None or self.begun or self.gone or self.over.called:
+        if self.closed:
+            return
+        if self._line is None or self.begun:
+            if not self.begun:
+                self._request.responseHeaders.setRawHeaders(b"x-foreman-job", [self._job_id.encode()])
             super().fail(error)
             return
         self.begun = True
@@ -261,7 +313,7 @@ class WaitingCaller(Outflow):
     @property
     def waits(self) -> bool:
         """Whether its job is not at the target, and its answer not on its way."""
-        return self.on_gone is None and not self.begun
+        return self.on_gone is None and not self.begun and not self.closed
 
     def put_back(self) -> None:
         """Wait on; nothing has gone out."""

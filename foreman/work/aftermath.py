@@ -16,8 +16,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from foreman.detach import detach
-from foreman.errors import TargetError, Unwritable
-from foreman.job import Ending, Job, JobError
+from foreman.errors import TargetError, Unavailable, Unwritable
+from foreman.job import CLIENT_LEFT, Ending, ErrorCode, Job, JobError
 from foreman.logs import make_logger
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.replies import Verdict
@@ -30,6 +30,12 @@ from foreman.work.switchboard import Caller
 from foreman.work.wedge import Wedge
 
 T = TypeVar("T")
+
+FAULT = JobError(ErrorCode.TARGET_ERROR, "foreman met a fault of its own")
+STOPPED = JobError(ErrorCode.INTERRUPTED, "foreman was stopped before the answer was complete.")
+
+FREE_RETRY_WAIT = 1.0
+"""Seconds before a job is tried once more at no charge when that has just been done without a wait."""
 
 RETRY_WRITE = 1.0
 """Seconds after which a write that the store could not make is tried again."""
@@ -55,6 +61,7 @@ class Aftermath:
     :ivar busy_until: `clock.seconds()` before which the target is left alone.
     :ivar unwritten: writes that the store could not make yet; while there are any no job is taken.
     :ivar erase: the job in hand is not to be ended but erased.
+    :ivar stopping: foreman stops: no sync call can wait any longer.
     """
 
     _log = make_logger()
@@ -81,6 +88,8 @@ class Aftermath:
         self.busy_until = 0.0
         self.unwritten = 0
         self.erase = False
+        self.stopping = False
+        self._retried_freely: int | None = None  # the job that was last tried again at no charge and without a wait
         self._busy_answers = 0
         self._wedge = Wedge()
         self._worked = Spans()
@@ -99,17 +108,18 @@ class Aftermath:
             if result.unreachable:
                 self._residency.disturbed()
                 self._inventory.unreachable(TargetError(result.cause.message))
-            # A whole error answer to a sync call is that call's own affair; anything else may be the target's.
-            if result.charged and not (whole and job.sync):
+            if result.charged:
                 result = self._blame(job, result)
             if not caller.begun:
                 await self._put_back(job, caller, result, run)
                 return
-            # The client has the answer's head: nothing can be tried again.
+            # The client has the answer's head: nothing can be tried again, but the charge is written.
+            if result.charged:
+                job = evolve(job, failures=job.failures + 1)
             result = Fail(result.cause)
-        self._busy_answers = 0
-        if whole:
+        elif whole:
             await self._absolve()
+        self._busy_answers = 0
         self.finish(job, self._ending(job, caller, result.error if isinstance(result, Fail) else None, run))
         if whole:
             caller.finish()
@@ -152,12 +162,21 @@ class Aftermath:
             await self.written(lambda: self._store.lift(lifted))
 
     async def _put_back(self, job: Job, caller: Caller, retry: Retry, run: Run | None) -> None:
+        if self.stopping and job.sync:
+            self.finish(job, Ending(error=STOPPED, at=self._now_ms()))
+            caller.fail(Unavailable("foreman is stopping", retry_after=5))
+            return
         not_before = 0
         if retry.charged:
-            not_before = self._now_ms() + self.backoff_ms(job)
+            not_before = self._now_ms() + int(self.backoff(job) * 1000)
         elif retry.busy:
             self._busy_answers += 1
             self.busy_until = self._clock.seconds() + busy_wait(self._busy_answers, retry.retry_after)
+        elif not retry.unreachable:
+            # Once at once, for an idle connection that had died; then slowly, whatever it is.
+            if self._retried_freely == job.seq:
+                self.busy_until = max(self.busy_until, self._clock.seconds() + FREE_RETRY_WAIT)
+            self._retried_freely = job.seq
         self._log.info("Back to the queue: {cause}", cause=retry.cause.message, job=job.id, model=job.model)
         charge = retry.cause if retry.charged else None
         remains = None if charge is None else self._ending(job, caller, charge, run)
@@ -169,9 +188,9 @@ class Aftermath:
         else:
             caller.put_back()
 
-    def backoff_ms(self, job: Job) -> int:
-        """Milliseconds until the job, or its runner, is tried again after one charge more."""
-        return int(backoff(job.failures + 1, self._random) * 1000)
+    def backoff(self, job: Job) -> float:
+        """Seconds until the job, or its runner, is tried again after one charge more."""
+        return backoff(job.failures + 1, self._random)
 
     def worked(self, job: Job) -> None:
         """The worker is through with a job, for now."""
@@ -181,6 +200,11 @@ class Aftermath:
     def _is_back(self) -> None:
         now = self._now_ms()
         self._away.add(now - round((self._clock.seconds() - self._inventory.down_since) * 1000), now, "away")
+
+    def part(self, job: Job, caller: Caller | None) -> None:
+        """Nobody takes the answer of a sync call any more."""
+        error = CLIENT_LEFT if caller is None else caller.parting
+        self.finish(job, Ending(error=error, at=self._now_ms()))
 
     # -- writing -------------------------------------------------------------------------------------------------
 

@@ -28,8 +28,11 @@ from twisted.internet.interfaces import IReactorCore
 from twisted.python.failure import Failure
 
 from foreman.errors import SchemaTooNew, StoreError, StoreLocked, Unwritable
+from foreman.logs import make_logger
 
 T = TypeVar("T")
+
+_log = make_logger()
 
 SCHEMA = Path(__file__).parent / "schema"
 BATCH = 500
@@ -305,7 +308,10 @@ class Database:
             else:
                 for write, outcome in zip(batch, outcomes, strict=True):
                     write.waiter.callback(outcome)
-                self.on_commit(seconds, len(batch))
+                try:
+                    self.on_commit(seconds, len(batch))
+                except Exception:  # noqa: BLE001 (whoever listens must not stop the writing)
+                    _log.failure("A listener of commits failed")
         self._committing = False
 
     def _pool(self, pragmas: Sequence[str]) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from attrs import evolve
 
 from foreman.errors import TooLarge
-from foreman.job import Artifact, Job, Submission
+from foreman.job import CLIENT_LEFT, Artifact, Job, Submission
 from foreman.ollama import requests
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.replies import Folder
@@ -51,7 +51,8 @@ class Recorder:
     """
 
     begun = False
-    gone = False
+    closed = False
+    parting = CLIENT_LEFT  # which never happens: there is none
 
     def __init__(self, job: Job, submission: Submission, tails: Tails, *, max_run: float, max_result: int) -> None:
         self.job: Job | None = job

@@ -78,7 +78,7 @@ class Residency:
 
     :ivar resident: the runner of foreman's last generation while the target still lists its model, else None.
     :ivar resident_name: the model as its last job named it; means nothing while `resident` is None.
-    :ivar swaps: how many times a runner was loaded in another one's place or into an empty slot.
+    :ivar swaps: how many times a runner was loaded that was not there.
     """
 
     _log = make_logger()
@@ -117,6 +117,7 @@ class Residency:
         """Something was carried that may have unloaded the resident."""
         self.resident = None
         self._warm_until = 0.0
+        self._debt = None
 
     def _polled(self) -> None:
         # During a load the target lists nothing, which says nothing.
@@ -130,11 +131,14 @@ class Residency:
     def ran(self, load: Load, *, well: bool, renewed: bool) -> None:
         """The generation has ended, if not `well` perhaps its runner too.
 
-        Unless `renewed`, the keep_alive the job named itself rules now.
+        Unless `renewed`, the keep_alive the job named itself rules now.  FOREMAN_KEEP_ALIVE=0 cannot be given with a
+        load, which it would make an unload; it is owed instead.
         """
         if self.resident != load.runner:
             return  # disturbed meanwhile
-        if load.keep_alive is not None and not renewed:
+        if load.keep_alive is None and self._keep_alive.seconds == 0:
+            self._debt = self._debt or _Debt(load, self._keep_alive)
+        elif load.keep_alive is not None and not renewed:
             self._debt = None
         lasting = renewed or load.keep_alive is None or load.keep_alive >= self._keep_alive
         self._warm_until = self._clock.seconds() + WARM_FOR if well and lasting else 0.0
@@ -149,13 +153,13 @@ class Residency:
         self._loading = True
         try:
             if self.resident != load.runner:
-                await self._make_room(load)
+                if not await self._make_room(load):
+                    self.swaps += 1
                 self._debt = None
-                self.swaps += 1
             self._warm_until = 0.0
             self.resident = None
             keep_alive = load.keep_alive or self._keep_alive
-            await self._request(load, keep_alive if keep_alive.seconds > 0 else None)
+            await self._request(load, keep_alive if keep_alive.seconds > 0 else None, self._load_timeout)
             self.resident, self.resident_name = load.runner, load.name
         finally:
             self._loading = False
@@ -165,7 +169,7 @@ class Residency:
         assert load.keep_alive is not None  # noqa: S101 (see `must_renew`)
         lasting = self._keep_alive if self._keep_alive.seconds > 0 else KeepAlive(seconds=300.0, wire=300)
         try:
-            await self._request(load, lasting)
+            await self._request(load, lasting, SMALL_CALL)
         except TargetError as error:
             self._log.warn("Could not renew the keep_alive: {error}", error=error, model=load.name)
             return False
@@ -180,27 +184,27 @@ class Residency:
         """The runner whose client's keep_alive is still to be applied."""
         return None if self._debt is None else self._debt.load.runner
 
-    async def settle(self) -> None:
-        """Apply the keep_alive that is owed."""
+    async def settle(self, *, may_load: bool) -> None:
+        """Apply the keep_alive that is owed; one that is not 0 takes a load request, which must find its runner."""
         debt, self._debt = self._debt, None
         if debt is None:
             return
         self._warm_until = 0.0
         try:
-            if debt.keep_alive.seconds > 0:
-                await self._request(debt.load, debt.keep_alive)
-            else:
-                await self._unload(debt.load.name)
+            if debt.keep_alive.seconds == 0:
+                await self._unload(debt.load.name, SMALL_CALL)
                 self.resident = None
+            elif may_load and self.resident == debt.load.runner:
+                await self._request(debt.load, debt.keep_alive, SMALL_CALL)
         except TargetError as error:
             self._log.warn("Could not apply a client's keep_alive: {error}", error=error, model=debt.load.name)
 
-    async def _request(self, load: Load, keep_alive: KeepAlive | None) -> None:
+    async def _request(self, load: Load, keep_alive: KeepAlive | None, timeout: float) -> None:  # noqa: ASYNC109
         path = b"/api/embed" if load.kind is Kind.EMBED else b"/api/generate"
         body = {"model": load.name, **load.fields}
         if keep_alive is not None:
             body["keep_alive"] = keep_alive.wire
-        reply = await self._target.call(b"POST", path, json=body, timeout=self._load_timeout, probing=True, fresh=True)
+        reply = await self._target.call(b"POST", path, json=body, timeout=timeout, probing=True, fresh=True)
         if reply.status >= 400:
             raise outcome.of_body(reply.status, reply.body, reply.retry_after)
 
@@ -219,10 +223,14 @@ class Residency:
             self._log.warn("{model} does not unload", model=resident.name)
         return not left
 
-    async def _make_room(self, load: Load) -> None:
-        """Unload every worker model but the wanted one, and see them gone, for at most the load timeout."""
-        for other in await self._unload_all(lambda r: self._is_other(r, load.runner), self._load_timeout):
+    async def _make_room(self, load: Load) -> bool:
+        """Unload every worker model but the wanted one, and see them gone, for at most the load timeout.
+
+        :return: whether the wanted one is there.
+        """
+        for other in await self._unload_all(lambda r: self._is_other(r, load), self._load_timeout):
             self._log.warn("{model} does not unload; loading beside it", model=other.name)
+        return any(resident.is_model(load.runner.model) for resident in self._inventory.residents)
 
     async def _unload_all(self, unwanted: Callable[[Resident], bool], within: float) -> list[Resident]:
         """Unload the unwanted and see them gone; gives those that are still there after so many seconds.
@@ -234,14 +242,14 @@ class Residency:
         asked: dict[str, float] = {}
         deleted: set[str] = set()
         pause = 0.02
-        while others := [resident for resident in await self._residents() if unwanted(resident)]:
+        while others := [resident for resident in await self._residents(within) if unwanted(resident)]:
             now = self._clock.seconds()
             if now > deadline or deleted.issuperset(other.name for other in others):
                 return others
             for other in others:
                 if other.name not in deleted and now >= asked.get(other.name, 0.0):
                     asked[other.name] = now + UNLOAD_AGAIN
-                    if not await self._unload(other.name):
+                    if not await self._unload(other.name, within):
                         deleted.add(other.name)
             await deferLater(self._clock, pause)
             pause = min(pause * 2, 0.5)
@@ -251,25 +259,27 @@ class Residency:
         """Whether a model takes nobody's place: it runs elsewhere, or is the pinned embedder."""
         return is_cloud(name) or (self._embedder is not None and normalise(name) == self._embedder)
 
-    def _is_other(self, resident: Resident, wanted: Runner) -> bool:
-        if self.is_beside(resident.name):
+    def _is_other(self, resident: Resident, load: Load) -> bool:
+        wanted, name = load.runner, normalise(resident.name)
+        if self.is_beside(name):
             return False
+        if not resident.is_model(wanted.model) and name != normalise(load.name):
+            return True
         # The wanted model with other load-time options is in the way too, if foreman knows that it is.
-        return not resident.is_model(wanted.model) or (
-            self.resident is not None and self.resident.model == wanted.model and self.resident != wanted
-        )
+        return self.resident is not None and self.resident.model == wanted.model and self.resident != wanted
 
-    async def _residents(self) -> tuple[Resident, ...]:
-        reply = await self._target.call(b"GET", b"/api/ps", timeout=SMALL_CALL)
-        if reply.status == 200:
-            self._inventory.see_residents(reply)
+    async def _residents(self, timeout: float) -> tuple[Resident, ...]:  # noqa: ASYNC109 (of silence, while probing)
+        """What the target holds now; a target that is busy loading may take its time to say it."""
+        reply = await self._target.call(b"GET", b"/api/ps", timeout=timeout, probing=True, fresh=True)
+        if reply.status != 200:
+            raise outcome.of_body(reply.status, reply.body, reply.retry_after)
+        self._inventory.see_residents(reply)
         return self._inventory.residents
 
-    async def _unload(self, name: str) -> bool:
+    async def _unload(self, name: str, timeout: float) -> bool:  # noqa: ASYNC109
         """Ask the target to unload a model; False if it has no model of that name (any more)."""
-        reply = await self._target.call(
-            b"POST", b"/api/generate", json={"model": name, "keep_alive": 0}, timeout=SMALL_CALL
-        )
+        body = {"model": name, "keep_alive": 0}
+        reply = await self._target.call(b"POST", b"/api/generate", json=body, timeout=timeout, probing=True, fresh=True)
         if reply.status not in (200, 404):
             self._log.warn("{model} was not unloaded: {error}", model=name, error=error_text(reply.body))
         return reply.status != 404

@@ -28,6 +28,7 @@ from foreman.job import (
     Runner,
     Submission,
 )
+from foreman.logs import make_logger
 from foreman.work import queries
 from foreman.work.backlog import Backlog
 from foreman.work.database import Database
@@ -41,6 +42,8 @@ T = TypeVar("T")
 
 DELETED = JobError(ErrorCode.CANCELLED, "The job was deleted.")
 EXPIRED = JobError(ErrorCode.EXPIRED, "The job was still waiting when its time was over.")
+
+_log = make_logger()
 
 PAGES_GIVEN_BACK = 1000
 """Free pages (of 4 KiB) that leave the file with one call of `prune`: some 10 ms in which no other write runs."""
@@ -388,7 +391,10 @@ class Store:
         for move in moves:
             self.backlog.follow(move)
             for told in self.on_move:
-                told(move)
+                try:
+                    told(move)
+                except Exception:  # noqa: BLE001 (whoever listens must not lose the result of a commit)
+                    _log.failure("A listener of moves failed")
         if any(move.ready for move in moves):
             self.on_wake()
         return result

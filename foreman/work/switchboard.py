@@ -10,7 +10,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from foreman.job import Artifact, Job
+from foreman.job import Artifact, Job, JobError
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.requests import Inference
 from foreman.ollama.routes import Route
@@ -37,7 +37,8 @@ class Caller(Protocol):
     """The one who waits for a job's answer, and takes it as it comes.
 
     :ivar job: its row, as the worker last saw it; None until it is accepted.
-    :ivar gone: the client has left; nothing reaches it any more.
+    :ivar closed: it takes nothing more: the client has left, or has been given an end.
+    :ivar parting: why its row is to end then.
     :ivar begun: the answer's head has gone out, so no other answer can be given.
     :ivar on_gone: called once when the client leaves while the worker runs its job; the worker's to set.
     :ivar limit: seconds that the request may be at the target in all, None for any time.
@@ -45,10 +46,14 @@ class Caller(Protocol):
 
     errand: Errand
     job: Job | None
-    gone: bool
     begun: bool
+    parting: JobError
     on_gone: Callable[[], None] | None
     limit: float | None
+
+    @property
+    def closed(self) -> bool:
+        """See above."""
 
     def begin(self, head: Head, flow: Flow) -> None:
         """The answer's head."""

@@ -1,96 +1,44 @@
-"""The one worker: takes one job at a time from the store, has its runner loaded, and runs it at the target.
+"""The one worker: takes one job at a time from the store and has an attempt made at it.
 
 Theory of operation.  A DeferredQueue carries nothing but "look again": a commit, the target's return, the end of a
 backoff.  At each look the worker takes jobs until the store has none that may run, so the order of work is the store's
-alone.  `foreman.work.outcome` decides what a try's end means, and `foreman.work.aftermath` carries it out.
-
-A job's run has these ways to be interrupted: its client leaves (`Caller.on_gone`), it is cancelled, or its time is over
-(all three close the connection to the target); the service stops (`stop` cancels the run); or the target fails it.
+alone.  What an attempt is, and what becomes of it, is told in `foreman.work.attempt` and `foreman.work.aftermath`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 
-from attrs import define, frozen
 from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 
-from foreman.errors import Answered, Lost, StoreError, TargetError, Unavailable
-from foreman.job import TERMINAL, Ending, ErrorCode, Job, JobError, JobState, Runner
+from foreman.errors import StoreError
+from foreman.job import TERMINAL, ErrorCode, Job, JobError, JobState, Runner
 from foreman.logs import make_logger
-from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.inventory import Inventory
-from foreman.ollama.replies import FinalWatch
 from foreman.ollama.target import Target
 from foreman.tick import Tick
-from foreman.work import outcome
-from foreman.work.aftermath import Aftermath, Run
-from foreman.work.outcome import Fail, Outcome, Retry
+from foreman.work.aftermath import Aftermath
+from foreman.work.attempt import Attempts, Patience
 from foreman.work.pause import Pause
-from foreman.work.recorder import Recorder
-from foreman.work.residency import Load, Renewal, Residency
+from foreman.work.residency import Residency
 from foreman.work.store import Store
-from foreman.work.switchboard import Caller, Errand, Switchboard
+from foreman.work.switchboard import Switchboard
 from foreman.work.tails import Tails
 
-CLIENT_LEFT = JobError(ErrorCode.CLIENT_DISCONNECTED, "The client left before its answer was complete.")
-PAUSED = JobError(ErrorCode.CANCELLED, "foreman is paused.")
-STOPPED = JobError(ErrorCode.INTERRUPTED, "foreman was stopped before the answer was complete.")
-
 CANCELLED = JobError(ErrorCode.CANCELLED, "The job was cancelled.")
-TOO_LONG = JobError(ErrorCode.TIMEOUT, "The job ran for longer than it may.")
-FAULT = JobError(ErrorCode.TARGET_ERROR, "foreman met a fault of its own")
 
 AGAIN = 0.05
 """Seconds after which to see whether an end has been written."""
 
-
-@frozen(kw_only=True)
-class Patience:
-    """How long the worker waits, in seconds, and `max_result`, in bytes; the settings of the same names."""
-
-    answer_timeout: float
-    stall_timeout: float
-    shutdown_grace: float
-    max_run: float
-    max_result: int
-
-
-@define
-class _Watcher:
-    """The sink of a run: hands everything on to the caller and watches for the end marker.
-
-    :ivar first_byte_at: milliseconds since the epoch, None until then.
-    """
-
-    caller: Caller
-    watch: FinalWatch
-    now_ms: Callable[[], int]
-    renewal: Renewal | None
-    first_byte_at: int | None = None
-
-    def begin(self, head: Head, flow: Flow) -> None:
-        """The answer's head has come."""
-        self.first_byte_at = self.now_ms()
-        self.caller.begin(head, flow)
-        if self.renewal is not None:
-            self.renewal.due()
-
-    def write(self, data: bytes) -> None:
-        """The next bytes have come."""
-        self.watch.feed(data)
-        self.caller.write(data)
+SHORTEST_ALARM = 0.02
+"""Seconds until the worker looks again by itself, at least."""
 
 
 class Worker:
-    """The one worker.
-
-    :ivar running: the job in hand, None between jobs.
-    """
+    """The one worker."""
 
     _log = make_logger()
 
@@ -111,20 +59,13 @@ class Worker:
         patience: Patience,
     ) -> None:
         self._store = store
-        self._target = target
         self._inventory = inventory
         self._residency = residency
-        self._switchboard = switchboard
-        self._tails = tails
         self._pause = pause
         self._tick = tick
         self._clock = clock
         self._now_ms = now_ms
         self._patience = patience
-        self.running: Job | None = None
-        self._looks: DeferredQueue[None] = DeferredQueue()
-        self._alarm: IDelayedCall | None = None
-        self._aside: dict[Runner, int] = {}
         self._aftermath = Aftermath(
             store=store,
             inventory=inventory,
@@ -134,13 +75,23 @@ class Worker:
             random=random,
             wake=self.wake,
         )
-        self._distrusted = False  # idle connections: one has just turned out to be dead
-        self._stopping = False
+        self._attempts = Attempts(
+            store=store,
+            target=target,
+            inventory=inventory,
+            residency=residency,
+            switchboard=switchboard,
+            tails=tails,
+            pause=pause,
+            clock=clock,
+            now_ms=now_ms,
+            patience=patience,
+            aftermath=self._aftermath,
+        )
+        self._looks: DeferredQueue[None] = DeferredQueue()
+        self._alarm: IDelayedCall | None = None
         self._loop: Deferred[None] | None = None
         self._run: Deferred[None] | None = None
-        self._renewal: Renewal | None = None
-        self._exchange: Deferred[Head] | None = None
-        self._cut: JobError | None = None  # why the job in hand is ended before its end
         self._through: list[Deferred[None]] = []  # who waits for the job in hand to be over
 
     def start(self) -> None:
@@ -151,6 +102,11 @@ class Worker:
         self._inventory.jobs_waiting = lambda: self._store.backlog.queued > 0 or self.running is not None
         self._loop = Deferred.fromCoroutine(self._work())
         self.wake()
+
+    @property
+    def running(self) -> Job | None:
+        """The job in hand, None between jobs."""
+        return self._attempts.job
 
     @property
     def resident_name(self) -> str | None:
@@ -166,19 +122,18 @@ class Worker:
 
     def set_aside(self) -> tuple[Runner, ...]:
         """The runners that would not load and are not tried again yet."""
-        now = self._now_ms()
-        return tuple(runner for runner, until in self._aside.items() if until > now)
+        now = self._clock.seconds()
+        return tuple(runner for runner, until in self._attempts.aside.items() if until > now)
 
     def wake(self) -> None:
         """Look again: there may be something to do."""
-        if self._renewal is not None:
-            self._renewal.consider()
+        self._attempts.consider_renewal()
         if not self._looks.pending:
             self._looks.put(None)
 
     async def stop(self) -> None:
         """Take no more jobs; give the running one its grace; return when nothing is in hand."""
-        self._stopping = True
+        self._attempts.stopping = self._aftermath.stopping = True
         if self._alarm is not None and self._alarm.active():
             self._alarm.cancel()
         run, loop = self._run, self._loop
@@ -232,7 +187,7 @@ class Worker:
         self._aftermath.erase = self._aftermath.erase or erase
         through: Deferred[None] = Deferred()
         self._through.append(through)
-        self._cut_off(CANCELLED)
+        self._attempts.cut_off(CANCELLED)
         await through
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -242,12 +197,12 @@ class Worker:
             await self._looks.get()
             try:
                 while self._may_take() and (job := await self._take()) is not None:
-                    self.running = job
+                    self._aftermath.erase = False
+                    self._run = Deferred.fromCoroutine(self._attempts.make(job))
                     try:
-                        self._run = Deferred.fromCoroutine(self._one(job))
                         await self._run
                     finally:
-                        self.running = self._run = None
+                        self._run = None
                         through, self._through = self._through, []
                         for waiter in through:
                             waiter.callback(None)
@@ -255,8 +210,9 @@ class Worker:
                 await self._pause.free()
                 await self._set_alarm()
             except CancelledError:
-                if self._stopping:
+                if self._attempts.stopping:
                     raise
+                self._wake_at_next_beat()
             except StoreError as error:
                 self._log.warn("The store does not answer: {error}", error=error)
                 self._wake_at_next_beat()
@@ -266,7 +222,7 @@ class Worker:
 
     def _may_take(self) -> bool:
         return (
-            not self._stopping
+            not self._attempts.stopping
             and self._inventory.up
             and not self._pause.active
             and self._aftermath.unwritten == 0
@@ -274,30 +230,33 @@ class Worker:
         )
 
     async def _take(self) -> Job | None:
-        now = self._now_ms()
-        self._aside = {runner: until for runner, until in self._aside.items() if until > now}
-        return await self._store.take(
-            resident=self._residency.resident, warm=self._residency.is_warm(), aside=tuple(self._aside)
-        )
+        aside = self.set_aside()
+        self._attempts.aside = {runner: self._attempts.aside[runner] for runner in aside}
+        return await self._store.take(resident=self._residency.resident, warm=self._residency.is_warm(), aside=aside)
 
     async def _settle(self) -> None:
         owes = self._residency.owes()
         if owes is not None and (self._store.backlog.of(owes) == 0 or self._pause.active):
-            await self._residency.settle()
+            await self._residency.settle(may_load=not self._pause.active)
 
     async def _set_alarm(self) -> None:
-        """Nothing may run now: look again when the next backoff, set-aside runner or busy wait ends."""
+        """Nothing may run now: look again when the busy wait, else when the next backoff or set-aside runner ends.
+
+        The target's return, the end of a pause and a store that can write again wake the worker by themselves.
+        """
         if self._alarm is not None and self._alarm.active():
             self._alarm.cancel()
-        times = list(self._aside.values())
+        if self._attempts.stopping or not self._inventory.up or self._pause.active or self._aftermath.unwritten:
+            return
+        now = self._clock.seconds()
+        seconds = [until - now for until in self._attempts.aside.values()]
         due = await self._store.next_due()
         if due is not None:
-            times.append(due)
-        seconds = [max(0.0, (at - self._now_ms()) / 1000) for at in times]
-        if self._aftermath.busy_until > self._clock.seconds():
-            seconds.append(self._aftermath.busy_until - self._clock.seconds())
-        if seconds and self._inventory.up and not self._stopping:
-            self._alarm = self._clock.callLater(min(seconds) + 0.001, self.wake)
+            seconds.append((due - self._now_ms()) / 1000)
+        if self._aftermath.busy_until > now:
+            seconds = [self._aftermath.busy_until - now]
+        if seconds and not self._attempts.stopping:
+            self._alarm = self._clock.callLater(max(min(seconds), SHORTEST_ALARM), self.wake)
 
     def _wake_at_next_beat(self) -> None:
         def beat(slept: bool) -> None:
@@ -305,169 +264,3 @@ class Worker:
             self.wake()
 
         unsubscribe = self._tick.subscribe(beat)
-
-    # -- one job -------------------------------------------------------------------------------------------------
-
-    async def _one(self, job: Job) -> None:
-        self._cut, self._aftermath.erase = None, False
-        caller = None
-        try:
-            caller = self._switchboard.find(job.id) if job.sync else await self._recorder(job)
-            if caller is not None and not caller.gone:
-                caller.job = job
-                await self._try(job, caller)
-            elif job.sync:
-                self._aftermath.finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
-        except Exception as fault:  # noqa: BLE001 (whatever it was, neither the row nor its client may hang)
-            now = job if caller is None or caller.job is None else caller.job
-            if isinstance(fault, CancelledError) and self._stopping:
-                # Shutdown: what was in hand is dropped; an async job runs again, a sync caller is told.
-                told: Exception = Unavailable("foreman is stopping", retry_after=5)
-                if job.sync:
-                    self._aftermath.finish(now, Ending(error=STOPPED, at=self._now_ms()))
-                else:
-                    self._aftermath.put_back_unharmed(now)
-            else:
-                self._log.failure("A job met a fault of foreman's own", job=job.id, model=job.model)
-                told = RuntimeError(FAULT.message)
-                self._aftermath.finish(now, Ending(error=FAULT, at=self._now_ms()))
-            if caller is not None:
-                caller.fail(told)
-        finally:
-            self._aftermath.worked(job)
-
-    async def _recorder(self, job: Job) -> Recorder | None:
-        """Who takes an async job's answer; None if there is nothing to run."""
-        submission = await self._aftermath.written(lambda: self._store.submission(job))
-        if submission is None:
-            return None  # ended or erased meanwhile
-        recorder = Recorder(
-            job, submission, self._tails, max_run=self._patience.max_run, max_result=self._patience.max_result
-        )
-        if await self._is_known(job.model):
-            return recorder
-        error = JobError(ErrorCode.MODEL_NOT_FOUND, f"model '{job.model}' not found")
-        await self._aftermath.apply(job, recorder, Fail(error))
-        return None
-
-    async def _is_known(self, model: str) -> bool:
-        """Whether the target has the model: a job may have come while it was down, or the model be gone since."""
-        if not model or self._residency.is_beside(model) or self._inventory.models is None:
-            return True  # or nobody knows
-        return await self._inventory.find_now(model) is not None or not self._inventory.up
-
-    async def _try(self, job: Job, caller: Caller) -> None:
-        load = None
-        if not self._residency.is_beside(job.model):
-            load = _load_of(job, caller.errand)
-            if load is None:
-                # What the target will hold is unknown, before and after.
-                self._residency.disturbed()
-        if job.state is JobState.LOADING:
-            if load is not None and not self._pause.active and not await self._load(job, caller, load):
-                return
-            if self._pause.active and not caller.gone:
-                await self._aftermath.apply(job, caller, Retry(cause=PAUSED, charged=False))
-                return
-            if caller.gone:
-                self._aftermath.finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
-                return
-            working = await self._aftermath.written(lambda: self._store.work(job))
-            if working is None:
-                caller.put_back()
-                return  # ended meanwhile, by whoever was entitled to
-            self.running = caller.job = job = working
-            if caller.gone:
-                self._aftermath.finish(job, Ending(error=CLIENT_LEFT, at=self._now_ms()))
-                return
-        await self._generate(job, caller, load)
-
-    async def _load(self, job: Job, caller: Caller, load: Load) -> bool:
-        """Have the job's runner loaded; False if the job's try is over."""
-        try:
-            await self._residency.ensure(load)
-        except TargetError as error:
-            if isinstance(error, Answered) and job.sync:
-                # The call's own request is sent once all the same: its answer, status and text, is the client's.
-                self._log.info("The load failed: {error}", error=error, job=job.id, model=job.model)
-                return True
-            result = outcome.of_load_error(error)
-            if isinstance(result, Retry) and result.charged:
-                self._aside[load.runner] = self._now_ms() + self._aftermath.backoff_ms(job)
-            await self._aftermath.apply(job, caller, result)
-            return False
-        return True
-
-    async def _generate(self, job: Job, caller: Caller, load: Load | None) -> None:
-        if self._cut is not None:
-            await self._aftermath.apply(job, caller, Fail(self._cut))
-            return
-        errand = caller.errand
-        streamed = errand.route.default_stream if errand.inference is None else errand.inference.stream
-        if load is not None:
-            self._renewal = Renewal(
-                self._residency,
-                load,
-                lambda: self._store.backlog.of(load.runner) > 0 and not self._pause.active,
-                self._clock,
-            )
-            self._renewal.start()
-            self._residency.runs(load)
-        watcher = _Watcher(caller, FinalWatch(errand.route.api, streamed), self._now_ms, self._renewal)
-        self._exchange = exchange = Deferred.fromCoroutine(
-            self._target.exchange(
-                b"POST",
-                errand.path,
-                headers=errand.headers,
-                body=errand.body(),
-                sink=watcher,
-                first_byte=self._patience.answer_timeout,
-                between=self._patience.stall_timeout if streamed else self._patience.answer_timeout,
-                fresh=self._distrusted,
-            )
-        )
-        caller.on_gone = partial(self._cut_off, CLIENT_LEFT)
-        limit = None if caller.limit is None else self._clock.callLater(caller.limit, self._cut_off, TOO_LONG)
-        ran = False
-        result: Outcome
-        try:
-            head = await exchange
-            ran, self._distrusted = True, False
-            result = outcome.of_answer(head.status, watcher.watch.verdict(), head.retry_after)
-        except CancelledError:
-            if self._cut is None:
-                raise
-            result = Fail(self._cut)
-        except TargetError as error:
-            result = outcome.of_error(error)
-            self._distrusted = isinstance(error, Lost) and error.reused
-        finally:
-            caller.on_gone = self._exchange = None
-            if limit is not None and limit.active():
-                limit.cancel()
-            renewal, self._renewal = self._renewal, None
-            renewed = renewal is not None and await renewal.end(ran=ran)
-            if load is not None:
-                self._residency.ran(load, well=ran, renewed=renewed)
-        run = Run(whole=ran, first_byte_at=watcher.first_byte_at, verdict=watcher.watch.verdict())
-        await self._aftermath.apply(job, caller, result, run)
-
-    def _cut_off(self, error: JobError) -> None:
-        """The job in hand ends with that error; its connection to the target is closed at once."""
-        if self._cut is None:
-            self._cut = error
-            if self._exchange is not None:
-                self._exchange.cancel()
-
-
-def _load_of(job: Job, errand: Errand) -> Load | None:
-    """What it takes to load the job's runner, None if foreman could not read which, or the job unloads it."""
-    if errand.inference is None or errand.inference.is_unload:
-        return None
-    return Load(
-        runner=job.runner,
-        name=job.model,
-        kind=errand.route.kind,
-        fields=errand.inference.load_fields,
-        keep_alive=errand.inference.keep_alive,
-    )
