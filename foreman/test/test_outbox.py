@@ -463,6 +463,36 @@ def test_many_dead_hosts_leave_room(office: Office) -> None:
     assert len(office.posts) == before + 16 + 50
 
 
+def test_32_connections_beside_dead_hosts(office: Office) -> None:
+    """The bound holds too while some of the hosts are known to be dead."""
+    urls = {n: f"http://dead-{n}.test/" for n in range(10)}
+    office.receivers.update(dict.fromkeys(urls.values(), dead))
+    office.accept_all(urls)
+    office.let(3)
+    before = len(office.posts)
+    urls = {100 + n: f"http://slow-{n}.test/" for n in range(40)}
+    office.receivers.update(dict.fromkeys(urls.values(), hangs))
+    office.accept_all(urls)
+    assert len(office.posts) == before + 32
+
+
+def test_a_host_that_is_well_again_misses_nothing(office: Office) -> None:
+    """Failures count in a row only: a host that has taken something since is sent every event again."""
+    office.receivers[URL] = broken
+    first, second = office.accept_all({1: URL, 2: URL})
+    office.receivers[URL] = takes_it
+    office.let(1)
+    office.cancel(first)
+    office.cancel(second)
+    office.receivers[URL] = hangs
+    job = office.accept(3)
+    office.end(office.work(job))
+    office.receivers[URL] = broken
+    office.poster.to(URL)[-1].end.errback(TimedOut("no answer within 15 s"))
+    office.settle()
+    assert [one.sequence for one in office.tries(job)] == [1, 2, 3, 4]
+
+
 def test_what_waits_hides_nothing(office: Office) -> None:
     """A retry to a good receiver is in time although much is overdue for one that hangs."""
     bad = "http://dead.test/"
@@ -493,6 +523,11 @@ def test_a_host_that_comes_back() -> None:
         receivers.failed("http://a")
     assert not receivers.is_ailing("http://a")
     receivers.failed("http://a")
+    assert receivers.ailing == {"http://a"}
+    for n in range(KNOWN - 1):
+        receivers.failed(f"http://{n}")
+    receivers.failed("http://a")
+    receivers.failed("http://new")
     assert receivers.ailing == {"http://a"}
     for n in range(KNOWN):
         receivers.failed(f"http://{n}")
