@@ -11,12 +11,13 @@ import foreman
 
 ROOT = Path(foreman.__file__).parent
 
-SHARED = {"foreman", "detach", "errors", "job", "logs", "tick", "times"}
+SHARED = {"foreman", "detach", "errors", "job", "logs", "record", "tick", "times"}
 """The words and tools that every room may use."""
 
 MAY_KNOW = {
     "errors": set(),
     "job": set(),
+    "record": {"job"},
     "durations": set(),
     "times": set(),
     "detach": set(),

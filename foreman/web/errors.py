@@ -25,6 +25,8 @@ from foreman.errors import (
     Answered,
     Forbidden,
     ForemanError,
+    KeyGone,
+    KeyReused,
     NotReachable,
     QueueFull,
     Stalled,
@@ -86,7 +88,9 @@ STATUS: Mapping[type[BaseException], int] = MappingProxyType(
         Denied: 403,
         NotFound: 404,
         MethodNotAllowed: 405,
+        KeyGone: 410,
         BodyTooLarge: 413,
+        KeyReused: 422,
         # Lost, Truncated, TooLarge and whatever else an answer of the target may suffer from
         TargetError: 502,
         StoreError: 503,
