@@ -147,7 +147,7 @@ async def test_a_try_that_breaks_while_foreman_stops_is_answered() -> None:
         client = await here.send("POST", "/api/chat", chat("tiny-a"))
         await eventually(lambda: is_open(here, "/api/chat"))
         stopped = here.foreman.stopService()
-        await eventually(lambda: here.foreman._worker._stopping)
+        await eventually(lambda: here.foreman._worker._attempts.stopping)
         here.fake.cut()
         await eventually(lambda: client.ended)
         assert status(client) == 503
