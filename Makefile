@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: run demo test test-clients lint bench clean
+.PHONY: run demo test test-clients lint bench docs clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,11 @@ bench: $(VENV)/.installed .venv-bench/.installed
 .venv-bench/.installed:
 	-$(PYTHON) -m venv .venv-bench && .venv-bench/bin/pip install --quiet --disable-pip-version-check \
 		uvicorn starlette httpx && echo '*' > .venv-bench/.gitignore && touch $@
+
+# The parts of the documentation that are made from others.
+docs: $(VENV)/.installed
+	$(BIN)/python docs/reference.py
+	$(BIN)/python -m foreman.config > docs/configuration.md
 
 clean:
 	rm -rf $(VENV) .venv-bench .venv-clients $(CLIENTS)/node_modules build dist *.egg-info
