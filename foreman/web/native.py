@@ -101,8 +101,8 @@ class NativeFace:
             case Kind.QUEUE | Kind.EMBED:
                 await self._infer(request, route)
             case Kind.ROOT | Kind.VERSION | Kind.TAGS | Kind.PS | Kind.MODELS:
-                head, _, name = route.path.rpartition("/v1/models/")
-                key = route.path if not name or head else f"/v1/models/{normalise(name)}"
+                _, _, name = route.path.partition("/v1/models/")
+                key = f"/v1/models/{normalise(name)}" if name else route.path
                 await self._live_or_kept(request, route, key, durable=route.kind is not Kind.PS)
             case Kind.SHOW:
                 await self._show(request, route)
