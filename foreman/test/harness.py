@@ -216,6 +216,7 @@ async def house(
             port = foreman.port.getHost().port  # type: ignore[union-attr]
             if wait:
                 await eventually(lambda: foreman._inventory.up and foreman._inventory.models is not None)
+                await foreman._inventory.refresh()  # a whole poll, residents included
             yield House(foreman, fake, f"http://127.0.0.1:{port}", folder)
         finally:
             await foreman.stopService()

@@ -126,7 +126,7 @@ async def test_spellings_and_queries_do_not_fill_the_database() -> None:
     async with house() as here:
         for number, name in enumerate(("tiny-a", "TINY-A", "Tiny-a", "tiny-A", "tiny-a:latest", "library/tiny-a")):
             await here.ask("GET", f"/v1/models/{name}?x={number}")
-        await here.foreman._store._write(lambda _: None, durable=False)  # whatever was to be written stands before it
+        await here.foreman._store.transact(lambda _: None, durable=False)  # whatever was to be written stands before it
         assert [key for key in await kept_keys(here) if key.startswith("/v1/models/")] == ["/v1/models/tiny-a:latest"]
 
 

@@ -42,7 +42,7 @@ def overdue(here: House) -> None:
         return foreman._worker._now_ms() - 1000
 
     foreman._store.next_due = next_due  # type: ignore[method-assign]
-    foreman._worker._aside = {Runner("somebody's"): foreman._worker._clock.seconds() - 1}
+    foreman._worker._attempts.aside = {Runner("somebody's"): foreman._worker._clock.seconds() - 1}
 
 
 async def pause(here: House) -> None:
@@ -52,12 +52,12 @@ async def pause(here: House) -> None:
 
 async def wedge(here: House) -> None:
     """The target is left alone for half a minute."""
-    here.foreman._worker._busy_until = here.foreman._worker._clock.seconds() + 30
+    here.foreman._worker._aftermath.busy_until = here.foreman._worker._clock.seconds() + 30
 
 
 async def cannot_write(here: House) -> None:
     """A job's end is still to be written."""
-    here.foreman._worker._unwritten = 1
+    here.foreman._worker._aftermath.unwritten = 1
 
 
 async def go_down(here: House) -> None:
@@ -78,7 +78,7 @@ async def test_a_worker_that_may_not_work_does_not_spin(standing_still: Any) -> 
         here.foreman._worker.wake()
         await deferLater(reactor, A_WHILE)
         assert 1 <= len(looks) <= FEW
-        here.foreman._worker._unwritten = 0
+        here.foreman._worker._aftermath.unwritten = 0
 
 
 @pytest_twisted.ensureDeferred
@@ -107,7 +107,7 @@ async def test_a_job_whose_connections_all_turn_out_dead_is_not_tried_without_a_
         await eventually(lambda: len(tries) == 2)
         await eventually(lambda: here.foreman._store.backlog.queued == 1)
         assert tries[1] - tries[0] < 0.5
-        assert 0.5 < worker._busy_until - tries[1] <= 1.1
+        assert 0.5 < worker._aftermath.busy_until - tries[1] <= 1.1
         here.foreman._target.exchange = real  # type: ignore[method-assign]
         await eventually(lambda: client.ended)
         await idle(here)
@@ -123,7 +123,7 @@ async def two_broken(here: House) -> list[RawClient]:
     """Two calls of different models, each of which the target has dropped once."""
     here.fake.faults.always("/api/chat", Fault.DROP)
     clients = [await here.send("POST", "/api/chat", chat(model, stream=False)) for model in ("tiny-a", "tiny-b")]
-    await eventually(lambda: here.foreman._worker._wedge._charged.total() == 2)
+    await eventually(lambda: here.foreman._worker._aftermath._wedge._charged.total() == 2)
     here.fake.faults.clear()
     return clients
 
@@ -138,7 +138,7 @@ async def test_a_whole_error_answer_neither_absolves_nor_wedges() -> None:
         assert answer.head is not None
         assert answer.head[0] == 500
         assert not here.foreman._inventory.wedged
-        assert here.foreman._worker._wedge._charged.total() == 2
+        assert here.foreman._worker._aftermath._wedge._charged.total() == 2
         for client in clients:
             client.leave()
 
@@ -153,7 +153,7 @@ async def test_a_whole_500_does_not_end_a_wedge() -> None:
         clients.append(await here.send("POST", "/api/chat", chat("tiny-c", stream=False)))
         await eventually(lambda: here.foreman._inventory.wedged)
         here.fake.faults.always("/api/chat", Fault.ERROR_500)
-        worker._busy_until = 0.0
+        worker._aftermath.busy_until = 0.0
         worker.wake()
         await eventually(lambda: any(client.ended for client in clients))
         assert next(client.head for client in clients if client.ended)[0] == 500  # type: ignore[index]

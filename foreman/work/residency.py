@@ -124,10 +124,6 @@ class Residency:
         if self.resident is not None and not self._loading and not self._inventory.is_listed(self.resident.model):
             self.disturbed()
 
-    def runs(self, load: Load) -> None:
-        """A generation for that runner begins."""
-        self.resident, self.resident_name = load.runner, load.name
-
     def ran(self, load: Load, *, well: bool, renewed: bool) -> None:
         """The generation has ended, if not `well` perhaps its runner too.
 
