@@ -433,9 +433,10 @@ async def test_killed_in_the_midst_of_a_job(tmp_path: Path) -> None:
 @pytest_twisted.ensureDeferred
 async def test_expired() -> None:
     """A job that is still queued when its time is over has failed, and nothing else has."""
-    async with house(wait=False) as here:
+    async with house() as here:
         await here.fake.refuse()
-        await eventually(lambda: not here.foreman._inventory.up)
+        while here.foreman._inventory.up:
+            await here.foreman._inventory.refresh()
         stays = await submit(here, chat("tiny-a"), expires_at=now_ms() + 3_600_000)
         goes = await submit(here, chat("tiny-a"), expires_at=now_ms() + 300)
         record = await over(here, goes)

@@ -123,7 +123,8 @@ async def test_the_state_of_the_target_and_of_foreman() -> None:
     async with house() as here:
         before = await figures(here)
         assert [before["foreman_target_state", state] for state in ("up", "down", "wedged")] == [1, 0, 0]
-        assert (before["foreman_polls_total", "answered"], before["foreman_polls_total", "failed"]) == (1, 0)
+        assert before["foreman_polls_total", "answered"] >= 1
+        assert before["foreman_polls_total", "failed"] == 0
         assert before["foreman_commit_seconds_count",] > 0
         assert before["foreman_paused",] == 0
         await here.ask("GET", "/api/tags")
