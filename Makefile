@@ -19,14 +19,14 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/pytest
 
-# Real clients from PyPI and npm against the real daemon; needs Node 20 or newer, and npm.
+# Real clients from PyPI and npm against the real daemon; needs Node 18 or newer, and npm.
 CLIENTS = foreman/test/clients
 test-clients: $(VENV)/.installed $(CLIENTS)/node_modules/.installed .venv-clients/current/.installed .venv-clients/older/.installed
 	$(BIN)/pytest -m clients $(CLIENTS)
 
 $(CLIENTS)/node_modules/.installed: $(CLIENTS)/package.json
 	@command -v node >/dev/null && command -v npm >/dev/null || \
-		{ echo "make test-clients needs Node 20 or newer and npm, to test the JavaScript client too" >&2; exit 1; }
+		{ echo "make test-clients needs Node 18 or newer and npm, to test the JavaScript client too" >&2; exit 1; }
 	cd $(CLIENTS) && npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	touch $@
 

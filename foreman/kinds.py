@@ -182,6 +182,10 @@ URL = Kind(
 )
 
 
+BACKLOG = 1024
+"""Connections that may wait to be accepted: with Twisted's 50 a burst of clients has some try again after a second."""
+
+
 def _parse_address(text: str) -> Address:
     kind, _, rest = text.partition(":")
     if kind in ("tcp", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy"):
@@ -197,13 +201,13 @@ def _parse_address(text: str) -> Address:
     if match is None or int(match[2]) > 65535:
         raise ValueError(text)
     if not match[1]:
-        return Address(text=text, endpoint=f"tcp:{match[2]}", loopback=False)
+        return Address(text=text, endpoint=f"tcp:{match[2]}:backlog={BACKLOG}", loopback=False)
     host = _host(match[1].strip("[]"))
     if match[1].startswith("[") != isinstance(host, IPv6Address):
         raise ValueError(text)
     protocol = "tcp6" if isinstance(host, IPv6Address) else "tcp"
     interface_argument = quoteStringArgument(str(host))
-    endpoint = f"{protocol}:{match[2]}:interface={interface_argument}"
+    endpoint = f"{protocol}:{match[2]}:backlog={BACKLOG}:interface={interface_argument}"
     return Address(text=text, endpoint=endpoint, loopback=_is_loopback(str(host)))
 
 

@@ -122,6 +122,8 @@ def _text(fields: dict[str, str]) -> str:
     named = "".join(f" {name}={fields[name]}" for name in ("job", "model", "traceback") if name in fields)
     line = f"{fields['time']} {fields['level']:<5} {fields['message']}{named}"
     # Nothing that is logged may begin a line of its own, or move the reader's cursor.
+    if line.isprintable():
+        return line
     return "".join(character if character.isprintable() else _escaped(character) for character in line)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import time
@@ -273,6 +274,7 @@ class Foreman(Service):
         self._outbox.start()
         endpoint = serverFromString(self._reactor, self._config.addr.endpoint)
         self.port = await endpoint.listen(self._site)
+        gc.freeze()  # what is there now stays: each full collection would walk it in vain, for milliseconds
         self._readiness.ready = True
         if not self._config.addr.loopback and self._config.token is None:
             self._log.warn("Listening beyond loopback without FOREMAN_TOKEN: whoever reaches the port may use it")

@@ -1,9 +1,9 @@
 """What the target has and whether it is there: the poller, the probe, and the last good answers.
 
 Theory of operation.  The house's tick drives everything; no timer of its own.  While the target is up, `/api/version`,
-`/api/tags` and `/api/ps` are polled together every poll interval and whenever a name is missing.  A poll that fails is
-confirmed by a probe (a fresh connection, since a pooled one may have died with the target's sleep) before the target is
-called down.  While it is down it is probed: every second when jobs wait, else with doubling up to the poll interval.
+`/api/tags` and `/api/ps` are polled together every poll interval and whenever a name is missing, on fresh connections,
+since a pooled one may have died with the target's sleep.  A poll that fails is confirmed by a probe before the target
+is called down.  While it is down it is probed: every second when jobs wait, else with doubling up to the poll interval.
 When it answers, `on_up` is called first, so that the drain goes on at once, and the poll follows.
 
 Last good answers are kept by their path, in memory and through `AnswerShelf` in the database, so that a restart while
@@ -286,11 +286,11 @@ class Inventory:
 
     async def _poll(self) -> bool:
         try:
-            version = await self._target.call(b"GET", b"/api/version", timeout=POLL_TIMEOUT)
+            version = await self._target.call(b"GET", b"/api/version", timeout=POLL_TIMEOUT, fresh=True)
             if version.status != 200:  # nobody's Ollama; a proxy before a dead one, perhaps
                 raise TargetError(f"/api/version was answered with status {version.status}")
         except TargetError as error:
-            # A pooled connection may have died with the target's sleep: only a fresh one tells.
+            # Slow is not down: only a probe tells.
             if not await self._target.probe(timeout=PROBE_TIMEOUT):
                 self.polls_failed += 1
                 self.unreachable(error)
@@ -304,7 +304,7 @@ class Inventory:
         listed = False
         for path in ("/api/tags", "/api/ps"):
             try:
-                reply = await self._target.call(b"GET", path.encode(), timeout=POLL_TIMEOUT)
+                reply = await self._target.call(b"GET", path.encode(), timeout=POLL_TIMEOUT, fresh=True)
             except TargetError as error:
                 # Slow is not down: /api/ps may wait for a load.
                 self.last_error = f"{path}: {error}"

@@ -10,7 +10,6 @@ from typing import Any, TypeVar, cast
 
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorCore
 from twisted.python.failure import Failure
 
 from foreman.job import NewJob, Runner, Submission
@@ -64,6 +63,9 @@ class _Reactor:
     def callFromThread(self, call: Callable[..., object], *args: object) -> None:  # noqa: N802
         call(*args)
 
+    def callLater(self, _seconds: float, call: Callable[..., object]) -> None:  # noqa: N802
+        call()  # there are no turns here
+
 
 class _Threads:
     """A thread pool whose calls wait until somebody steps."""
@@ -92,7 +94,7 @@ class SteppedDatabase(Database):
     """The database itself over real files, but without threads: `step` runs what the next thread would."""
 
     def __init__(self, path: Path, schema: Path = SCHEMA) -> None:
-        super().__init__(path, cast(IReactorCore, _Reactor()), schema)
+        super().__init__(path, _Reactor(), schema)
         self._path = path
         self._calls: deque[Callable[[], None]] = deque()
 

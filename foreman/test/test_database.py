@@ -61,6 +61,22 @@ def test_waiting_writes_share_a_commit(database: SteppedDatabase) -> None:
     assert (commits, done) == ([1, 2], ["c", "a", "b"])
 
 
+@asynchronous
+async def test_what_is_asked_in_one_turn_shares_a_commit(tmp_path: Path) -> None:
+    """The end of a job and the pick of the next cost one commit, though nobody commits when the first is asked."""
+    from twisted.internet import reactor
+
+    database = Database(tmp_path / "foreman.db", reactor)
+    await database.open()
+    commits: list[int] = []
+    database.on_commit = lambda _seconds, writes: commits.append(writes)
+    first, second = (start(database.write(keep(key), durable=False)) for key in "ab")
+    await first
+    await second
+    await database.close()
+    assert commits[0] == 2
+
+
 def test_a_batch_is_bounded(database: SteppedDatabase) -> None:
     """However many wait, the first of a batch waits only for a bounded number of others."""
     commits: list[int] = []

@@ -253,7 +253,7 @@ async def test_the_old_worker_is_unloaded_before_the_next_is_loaded() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_model_deleted_while_loaded_holds_nobody_up() -> None:
-    """What was deleted stays in memory and cannot be unloaded by its name any more: the next model waits for nothing."""
+    """What was deleted stays in memory and can no longer be unloaded by its name; the next model does not wait."""
     async with house() as here:
         await here.ask("POST", "/api/chat", chat("tiny-a"))
         await ask(here.fake.url, "DELETE", "/api/delete", {"model": "tiny-a"})

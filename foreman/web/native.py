@@ -188,7 +188,12 @@ class NativeFace:
         timeout = POLL_TIMEOUT if kept is None and self.inventory.up else LIVE_BUDGET
         try:
             reply = await self.target.call(
-                request.method, route.target, body=request.body(), headers=_headers(request), timeout=timeout
+                request.method,
+                route.target,
+                body=request.body(),
+                headers=_headers(request),
+                timeout=timeout,
+                fresh=True,  # an idle connection may have died with the target's sleep
             )
         except TargetError as error:
             self.inventory.suspect(error)

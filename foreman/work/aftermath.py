@@ -108,7 +108,8 @@ class Aftermath:
             if result.unreachable:
                 self._residency.disturbed()
                 self._inventory.unreachable(TargetError(result.cause.message))
-            if result.charged:
+            # A whole error answer that is a client's already costs nobody anything more by being tried.
+            if result.charged and not (whole and caller.begun):
                 result = self._blame(job, result)
             if not caller.begun:
                 await self._put_back(job, caller, result, run)

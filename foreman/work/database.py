@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 from attrs import frozen
 from twisted.enterprise.adbapi import ConnectionPool
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorCore
 from twisted.python.failure import Failure
 
 from foreman.errors import SchemaTooNew, StoreError, StoreLocked, Unwritable
@@ -210,7 +209,7 @@ class Database:
     :ivar on_commit: called on the reactor thread after each commit with its seconds and the writes in it.
     """
 
-    def __init__(self, path: Path, reactor: IReactorCore, schema: Path = SCHEMA) -> None:
+    def __init__(self, path: Path, reactor: Any, schema: Path = SCHEMA) -> None:
         self.on_commit: Callable[[float, int], None] = lambda _seconds, _writes: None
         self._path = path
         self._reactor = reactor
@@ -287,12 +286,13 @@ class Database:
         waiter: Deferred[Any] = Deferred()
         self._waiting.append(_Write(work, durable, waiter))
         if not self._committing:
-            Deferred.fromCoroutine(self._commit_waiting())
+            self._committing = True
+            # Not at once: what else is asked in this turn of the reactor, such as the next job, joins the commit.
+            self._reactor.callLater(0, lambda: Deferred.fromCoroutine(self._commit_waiting()))
         return waiter
 
     async def _commit_waiting(self) -> None:
         """Commit batch after batch until nobody waits."""
-        self._committing = True
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]
             durable = any(write.durable for write in batch)

@@ -11,8 +11,7 @@ How long loads and runs take is learned from the jobs that have ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Collection, Iterable
 
 from attrs import evolve, frozen
 
@@ -134,18 +133,14 @@ def forecast(
     :param resident: the runner that is drained now, None if unknown.
     :param running: the runner of the job in hand, None if there is none.
     """
-    candidates = {job.runner: First(job.runner, job.seq)} | {first.runner: first for first in line.firsts}
+    firsts = {job.runner: First(job.runner, job.seq)} | {first.runner: first for first in line.firsts}
     ahead, swaps, seconds = 0, 0, _half_a_run(running, pace)
-    at = resident
-    while True:
-        runner = min(candidates.values(), key=partial(order_key, resident=at)).runner
-        if runner != at:
+    for runner in _in_order(firsts.values(), resident):
+        if runner != resident:
             swaps += 1
             seconds = _plus(seconds, pace(runner).load)
-        at = runner
         if runner == job.runner:
             break
-        del candidates[runner]
         count = queued(runner)
         ahead += count
         seconds = _plus(seconds, pace(runner).run, count)
@@ -157,6 +152,20 @@ def forecast(
         swaps_ahead=swaps,
         eta_seconds=None if seconds is None or not exact else round(seconds, 1),
     )
+
+
+def _in_order(firsts: Collection[First], resident: Runner | None) -> list[Runner]:
+    """The runners as they will be drained: the resident one, then those of its model, then model after model."""
+    oldest: dict[str, int] = {}
+    for first in firsts:
+        model = first.runner.model
+        oldest[model] = min(first.seq, oldest.get(model, first.seq))
+
+    def key(first: First) -> tuple[bool, bool, int, int]:
+        of_another_runner, of_another_model, seq = order_key(first, resident)
+        return of_another_runner, of_another_model, oldest[first.runner.model], seq
+
+    return [first.runner for first in sorted(firsts, key=key)]
 
 
 def _half_a_run(runner: Runner | None, pace: Callable[[Runner], Pace]) -> float | None:
