@@ -139,7 +139,7 @@ CHECKED = [
 
 """What is looked at in every answer."""
 
-CONDITIONS = ({"Range": "bytes=0-1"}, {"Range": "bytes=99999-"}, {"If-None-Match": "*"}, {})
+CONDITIONS: tuple[dict[str, str], ...] = ({"Range": "bytes=0-1"}, {"Range": "bytes=99999-"}, {"If-None-Match": "*"}, {})
 MODELS = ("tiny-a", "tiny-b", "tiny-z")
 """What is put into the requests about real jobs and models."""
 
