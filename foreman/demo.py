@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import http.client
+import http.server
 import json
 import os
+import queue
+import secrets
 import socket
 import subprocess
 import sys
@@ -24,6 +29,10 @@ MODELS = "defaults,load=0.4,prompt=0.02,rate=40"
 
 BURST = [f"tiny-{letter}" for letter in "abcdbacdcabdacbd" * 2]
 """The models of the burst's calls, in the order in which they are sent."""
+
+
+SECRET = secrets.token_hex(16)
+"""Signs the webhooks."""
 
 
 def say(text: str = "", end: str = "\n") -> None:
@@ -125,6 +134,58 @@ def show_burst(url: str) -> None:
         raise RuntimeError(f"only {len(ended)} of {len(BURST)} chats were answered")
 
 
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Takes webhooks, and keeps those whose signature is right."""
+
+    events: queue.Queue[dict[str, object]] = queue.Queue()
+
+    def do_POST(self) -> None:
+        """Take one."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        expected = "sha256=" + hmac.digest(SECRET.encode(), body, hashlib.sha256).hex()
+        good = hmac.compare_digest(expected, self.headers.get("X-Foreman-Signature", ""))
+        if good:
+            self.events.put(json.loads(body))
+        self.send_response(204 if good else 401)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (http.server's)
+        """Nothing."""
+
+
+@contextmanager
+def receiving() -> Iterator[str]:
+    """A receiver of webhooks on a free port; gives its URL."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/hook"
+        server.shutdown()
+
+
+def show_job(url: str) -> None:
+    """Submit a job and print what its webhooks tell, as they come."""
+    with receiving() as hook:
+        job = {
+            "model": "tiny-b",
+            "messages": [{"role": "user", "content": "Say something, some time."}],
+            "state_webhook_url": hook,
+        }
+        connection = connect(url)
+        connection.request("POST", "/jobs", json.dumps(job), {"Content-Type": "application/json"})
+        taken = json.load(connection.getresponse())
+        say(f"A job for tiny-b, accepted as {taken['job_id']}. Its webhooks, signatures checked:")
+        state = ""
+        while state not in ("done", "failed"):
+            event = Receiver.events.get(timeout=30)
+            state = str(event["state"])
+            say(f"  {event['sequence']}  {event['timestamp']}  {state}")
+        connection.request("GET", f"/jobs/{taken['job_id']}/artifacts/content")
+        say(f"  Its answer:{connection.getresponse().read().decode()}\n")
+        connection.close()
+    if state != "done":
+        raise RuntimeError("the job has failed")
+
+
 def _changes(models: list[str]) -> int:
     return sum(1 for before, after in zip(["", *models], models, strict=False) if before != after)
 
@@ -145,6 +206,7 @@ def main() -> None:
             "FOREMAN_OLLAMA_URL": target,
             "FOREMAN_ADDR": f"127.0.0.1:{port}",
             "FOREMAN_DB": str(folder / "foreman.db"),
+            "FOREMAN_WEBHOOK_SECRET": SECRET,
         }
         twistd = [TWISTD, "--nodaemon", "--pidfile=", "foreman"]
         daemon = stack.enter_context(running(twistd, settings, log.fileno()))
@@ -152,6 +214,7 @@ def main() -> None:
         say(f"foreman listens at    {url}   (how it is: {url}/healthz)\n")
         show_one_chat(url)
         show_burst(url)
+        show_job(url)
     say("Both are stopped and their files removed.")
 
 

@@ -216,7 +216,7 @@ class Foreman(Service):
         )
         install_error_handlers(self._operators.app)
         lookout = Lookout()
-        self._store.on_move.append(lookout.moved)
+        self._store.on_move += [lookout.moved, self._native.moved]
         self._jobs = JobsFace(
             store=self._store,
             archive=self._archive,

@@ -422,6 +422,25 @@ async def test_cancelling() -> None:
         await poll.closed
 
 
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+@pytest_twisted.ensureDeferred
+async def test_who_waits_for_a_cancelled_sync_call_is_told(method: str) -> None:
+    """A sync call that somebody cancels or deletes in the queue is answered at once; it would wait for ever."""
+    async with house(models=SLOW) as here:
+        first = await here.send("POST", "/api/chat", chat("tiny-a"))
+        await eventually(lambda: here.fake.requests and here.fake.requests[-1].path == "/api/chat")
+        call = await here.send("POST", "/api/chat", chat("tiny-b"))
+        while len(rows := await here.rows()) < 2:
+            pass
+        answer = await here.ask(method, f"/jobs/{rows[1]['id']}" + ("/cancel" if method == "POST" else ""))
+        assert status(answer) in (200, 204)
+        await eventually(lambda: call.ended)
+        assert (status(call), call.document["error"][:8]) == (502, "The job ")
+        for client in (first, call):
+            client.leave()
+            await client.closed
+
+
 @pytest_twisted.ensureDeferred
 async def test_deleting() -> None:
     """`DELETE` cancels a running job if needed and leaves nothing of it."""

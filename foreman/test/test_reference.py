@@ -137,19 +137,17 @@ CHECKED = [
     "response_headers_conformance",
 ]
 
+"""What is looked at in every answer."""
 
-CONDITIONS = (
-    *({"Range": span} for span in ("bytes=0-1", "bytes=-5", "bytes=99999-", "bytes=1-0", "lines=1")),
-    *({"If-None-Match": tags} for tags in ("*", '"x"')),
-)
+CONDITIONS: tuple[dict[str, str], ...] = ({"Range": "bytes=0-1"}, {"Range": "bytes=99999-"}, {"If-None-Match": "*"}, {})
 MODELS = ("tiny-a", "tiny-b", "tiny-z")
+"""What is put into the requests about real jobs and models."""
 
 LIKELY = {
     "Prefer": {"enum": ["wait=0.05", "respond-async", "wait=x", ""]},
-    "name": {"enum": ["completion", "content", "thinking", "x"]},
     "wait": {"type": "number", "minimum": 0, "maximum": 0.05},
 }
-"""What is put in the place of parameters that would seldom be hit upon, or for which a test cannot wait."""
+"""Parameters for which a test cannot wait, or that would seldom make sense."""
 
 
 def _fuzzed() -> Any:
@@ -183,6 +181,7 @@ def _throw(operation: Any, url: str, jobs: Callable[[], str], seen: set[tuple[st
         if real and "job_id" in (case.path_parameters or {}):
             case.path_parameters["job_id"] = jobs()
         if real and "name" in (case.path_parameters or {}):
+            case.path_parameters["name"] = "completion"
             case.headers = condition
         if real and isinstance(case.body, dict) and "model" in case.body:
             case.body["model"] = model

@@ -18,7 +18,7 @@ from ulid import ULID
 
 from foreman.detach import detach
 from foreman.errors import Forbidden, Lost, NotReachable, TargetError, Unavailable
-from foreman.job import ErrorCode, JobError, NewJob, Runner
+from foreman.job import ErrorCode, JobError, JobState, NewJob, Runner
 from foreman.logs import make_logger
 from foreman.ollama import requests
 from foreman.ollama.embedder import Embedder
@@ -34,6 +34,7 @@ from foreman.web import asks, respond_async
 from foreman.web.errors import respond_error
 from foreman.web.site import Request
 from foreman.web.streams import Outflow, UnendedOutflow, WaitingCaller
+from foreman.work.moves import Move
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.store import Store
@@ -333,6 +334,14 @@ class NativeFace:
         detach(self.store.abandon(caller.job.seq, caller.parting)).addErrback(
             lambda failure: self._log.warn("A row was not ended: {error}", error=failure.value)
         )
+
+    def moved(self, move: Move) -> None:
+        """A row that nobody works on has ended: somebody cancelled or deleted it; for `Store.on_move`."""
+        job = move.job
+        if job.sync and job.error is not None and move.was in (JobState.QUEUED, JobState.LOADING):
+            caller = self.switchboard.find(job.id)
+            if isinstance(caller, WaitingCaller) and caller.waits:
+                caller.fail(TargetError(job.error.message))
 
     # -- while they wait -----------------------------------------------------------------------------------------
 
