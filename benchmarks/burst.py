@@ -32,7 +32,7 @@ class Burst:
 def measure(bench: Bench) -> list[Result]:
     """Forty chats with and without foreman; two hundred with it and in the best order."""
     results = []
-    chats = bench.few(40, 16)
+    chats = bench.few(40, 12)
     order = [model for _ in range(chats // 4) for model in MODELS]
     random.Random(1).shuffle(order)
     with bench.fake(_models(load=1.0)) as fake, bench.foreman(fake.port) as foreman:
@@ -45,7 +45,7 @@ def measure(bench: Bench) -> list[Result]:
         told(f"{chats} chats over 4 models, makespan", through.makespan, "s"),
         told(f"{chats} chats over 4 models, makespan without foreman", direct.makespan, "s"),
     ]
-    jobs = bench.few(200, 40)
+    jobs = bench.few(200, 20)
     order = [model for _ in range(jobs // 4) for model in MODELS]
     random.Random(2).shuffle(order)
     with bench.fake(_models(load=2.0)) as fake, bench.foreman(fake.port) as foreman:

@@ -12,14 +12,15 @@ from benchmarks.processes import Bench, Missing
 from benchmarks.results import Result, at_most, percentile, told
 from benchmarks.wire import Connection, Timing, chat, lines_model
 
-MODEL = lines_model(8)
+MODEL = lines_model(4, interval=3)
+"""Tokens come one after another: were they all there at once, the head would share the work of the end."""
 WARM_UP = 5
 """Calls at the start of a round that are not counted: the first may need a load request."""
 
 
 def measure(bench: Bench) -> list[Result]:
     """Milliseconds until the first byte and until the last, over those without a proxy."""
-    rounds, calls = bench.few(10, 4), bench.few(60, 25)
+    rounds, calls = bench.few(8, 4), bench.few(40, 20)
     with ExitStack() as stack:
         stub = stack.enter_context(bench.stub(MODEL))
         ports = {"direct": stub.port, "foreman": stack.enter_context(bench.foreman(stub.port)).port}

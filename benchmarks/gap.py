@@ -6,6 +6,7 @@ The jobs are async ones where foreman has `POST /jobs`, else waiting sync calls,
 from __future__ import annotations
 
 import json
+import time
 from contextlib import ExitStack
 from itertools import pairwise
 from statistics import median
@@ -55,6 +56,7 @@ def _gaps(stub: Stub, count: int) -> list[float]:
     events: list[tuple[str, float]] = []
 
     def all_over() -> bool:
+        time.sleep(0.3)  # not to be in the way
         events.extend(stub.events())
         return sum(kind == "d" for kind, _ in events) >= count
 

@@ -70,7 +70,7 @@ class Running:
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def cpu(self) -> float:
-        """Seconds of processor time so far, of its children too."""
+        """Seconds of processor time so far, of its children too; threads that have ended are not counted."""
         tasks = (task for pid in self._pids() for task in Path(f"/proc/{pid}/task").iterdir())
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 

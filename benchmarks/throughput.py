@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from statistics import median
 
-from benchmarks.processes import Bench, Foreman
+from benchmarks.processes import Bench, Missing, Running
 from benchmarks.results import Result, at_least, told
 from benchmarks.wire import Crowd, chat, lines_model
 
@@ -14,24 +15,31 @@ MODEL = lines_model(8)
 
 
 def measure(bench: Bench) -> list[Result]:
-    """Jobs a second, and processor time a job; the load without foreman shows that the ends are no bottleneck."""
+    """Jobs a second and processor time a job; the calls without a proxy show that the two ends are no bottleneck."""
     rounds, seconds = bench.few(5, 2), bench.few(2, 1)
-    rates: dict[str, list[float]] = {"foreman": [], "direct": []}
-    costs = []
-    with bench.stub(MODEL) as stub, bench.foreman(stub.port) as foreman:
-        _rate(foreman.port, 0.3)
+    with ExitStack() as stack:
+        stub = stack.enter_context(bench.stub(MODEL))
+        servers: dict[str, Running] = {"foreman": stack.enter_context(bench.foreman(stub.port)), "no proxy": stub}
+        try:
+            servers["starlette+httpx"] = stack.enter_context(bench.plain_proxy(stub.port))
+        except Missing as missing:
+            print(f"  left out: there is no {missing}")
+        rates: dict[str, list[float]] = {name: [] for name in servers}
+        costs: dict[str, list[float]] = {name: [] for name in servers if name != "no proxy"}
         for _ in range(rounds):
-            for name, server in (("foreman", foreman), ("direct", stub)):
-                before = server.cpu()
+            for name, server in servers.items():
+                before = server.cpu() if name in costs else 0.0
                 rate, finished = _rate(server.port, seconds)
                 rates[name].append(rate)
-                if isinstance(server, Foreman):
-                    costs.append((server.cpu() - before) / finished)
-    return [
-        at_least(f"jobs through the worker, {CLIENTS} clients", median(rates["foreman"]), "/s", 1500),
-        told("processor time of a job", median(costs) * 1e6, "µs"),
-        told(f"the same calls without foreman, {CLIENTS} clients", median(rates["direct"]), "/s"),
-    ]
+                if name in costs:
+                    costs[name].append((server.cpu() - before) / finished)
+    results = [at_least(f"jobs through the worker, {CLIENTS} clients", median(rates["foreman"]), "/s", 1500)]
+    for name in servers:
+        if name != "foreman":
+            results.append(told(f"the same calls with {name}, {CLIENTS} clients", median(rates[name]), "/s"))
+        if name in costs:
+            results.append(told(f"processor time of a call with {name}", median(costs[name]) * 1e6, "µs"))
+    return results
 
 
 def _rate(port: int, seconds: float) -> tuple[float, int]:

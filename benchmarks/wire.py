@@ -88,11 +88,18 @@ class Connection:
         started = time.perf_counter()
         self.socket.sendall(wanted)
         pieces = self.pieces()
-        next(pieces)
+        head = next(pieces)
         first = time.perf_counter()
+        must_be_ok(head)
         for _ in pieces:
             pass
         return Timing(first - started, time.perf_counter() - started)
+
+
+def must_be_ok(head: bytes) -> None:
+    """RuntimeError when an answer does not begin with status 200."""
+    if not head.startswith(b"HTTP/1.1 200 "):
+        raise RuntimeError(head.decode("latin-1"))
 
 
 def ask(
@@ -165,7 +172,10 @@ class Crowd:
                 connection: Connection = key.data
                 data = connection.receive()
                 on_data(data)
-                tail = (self._tails.get(key.fd, b"") + data)[-7:]
+                tail = self._tails.get(key.fd, b"")
+                if not tail:
+                    must_be_ok(data)
+                tail = (tail + data)[-7:]
                 self._tails[key.fd] = tail
                 if tail.endswith(b"\r\n0\r\n\r\n"):
                     self.finished += 1

@@ -70,6 +70,7 @@ async def test_kept_answers_survive_a_restart() -> None:
 async def test_what_only_foreman_has_seen_is_answered_too() -> None:
     """Nobody has asked for tags or version before the laptop fell asleep: foreman's own look at them is enough."""
     async with house() as here:
+        await eventually(lambda: here.foreman._inventory._polling is None)
         await go_away(here)
         for method, path in (("HEAD", "/api/tags"), ("GET", "/api/tags"), ("GET", "/api/version"), ("GET", "/api/ps")):
             answer = await here.ask(method, path)
@@ -80,7 +81,7 @@ async def test_what_only_foreman_has_seen_is_answered_too() -> None:
 async def test_the_age_of_a_kept_answer_grows() -> None:
     """`Age` says how old the answer is, in seconds."""
     async with house() as here:
-        await here.ask("GET", "/api/tags")
+        await eventually(lambda: here.foreman._inventory._polling is None)
         await go_away(here)
         assert int(header(await here.ask("GET", "/api/tags"), "age") or "") < 10
         real = here.foreman._native.now_ms
@@ -104,14 +105,12 @@ async def test_a_head_is_answered_while_the_target_is_away() -> None:
 async def test_a_first_show_may_take_its_time() -> None:
     """Nothing to fall back on: a show that takes longer than the live budget is waited for."""
     async with house() as here:
-        here.fake.faults.next("/api/show", Fault.HANG)
         budgets: list[float] = []
         call = here.foreman._target.call
 
         async def measured(method: bytes, path: bytes, **how: Any) -> Any:
             if path == b"/api/show":
                 budgets.append(how["timeout"])
-                here.fake.faults.clear()
             return await call(method, path, **how)
 
         here.foreman._target.call = measured  # type: ignore[method-assign, assignment]

@@ -151,6 +151,7 @@ async def test_a_model_pulled_anew_while_its_jobs_wait_is_loaded_as_it_is_now() 
         clients = [await here.send("POST", "/api/chat", short("tiny-a", 6)) for _ in range(3)]
         await eventually(lambda: clients[0].chunks and here.foreman._store.backlog.queued == 2)
         here.fake.models["tiny-a:latest"] = attrs.evolve(here.fake.models["tiny-a:latest"], blob="f" * 64)
+        await eventually(lambda: clients[1].chunks)
         await here.foreman._inventory.refresh()
         await eventually(lambda: all(client.ended for client in clients))
         await idle(here)
