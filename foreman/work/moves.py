@@ -101,7 +101,8 @@ def job_of(row: Sequence[Any]) -> Job:
 def host_of(url: str) -> str:
     """The receiver behind a webhook's URL as `scheme://host:port`, in lower case."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}".lower()
 
 
 @frozen

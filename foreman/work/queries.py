@@ -336,10 +336,11 @@ FINAL_EVENT = "SELECT sequence FROM events WHERE seq = ? AND state IN ('done', '
 """A job's final event."""
 
 SEND_AGAIN = """
-    UPDATE events SET delivery = 'pending', tries = 0, next_at = ?
+    UPDATE events SET
+        next_at = CASE WHEN delivery = 'pending' AND tries = 0 THEN next_at ELSE ? END, delivery = 'pending', tries = 0
     WHERE seq = (SELECT seq FROM jobs WHERE id = ?) AND state IN ('done', 'failed') AND delivery IS NOT NULL
 """
-"""A job's final event, from the first try on."""
+"""A job's final event, from the first try on; one that has not been tried yet keeps its place in the order."""
 
 UNDELIVERED = """
     SELECT delivery, count(*) FROM events WHERE delivery IN ('pending', 'exhausted') GROUP BY delivery
