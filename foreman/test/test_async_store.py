@@ -274,7 +274,7 @@ def test_a_dead_host_holds_up_no_other(office: Office) -> None:
     office.now += 1
     live = office.submit(50, webhook="http://live.example/")
     due = office.due()
-    assert [delivery.host for delivery in due] == ["http://dead.example"] * 2 + ["http://live.example"]
+    assert [delivery.host for delivery in due] == ["http://dead.example:80"] * 2 + ["http://live.example:80"]
     assert [delivery.job_id for delivery in office.due(due[:2])] == [live.id]
     assert len(office.due(due[:1])) == 2
     assert len(office.due(limit=1)) == 1
