@@ -23,6 +23,7 @@ NAMES = (
     "throughput",
     "gap",
     "accepts",
+    "jobs",
     "choosing",
     "start",
     "memory",

@@ -30,7 +30,8 @@ CALLERS = 64
 BATCH = 1000
 CALL = "call"  # a row a call, 64 callers, one commit for all that wait
 BULK = "bulk"  # a thousand rows a call
-MODEL = lines_model(1)
+MODEL = lines_model(1, delay=3_600_000)
+"""The first job of it is at the target to the end; the others wait."""
 
 
 def measure(bench: Bench) -> list[Result]:
@@ -48,8 +49,7 @@ def measure(bench: Bench) -> list[Result]:
     ]
     with bench.stub(MODEL) as stub, bench.foreman(stub.port) as foreman:
         if foreman.has_jobs():
-            # The target sleeps, so that the jobs wait.
-            job = json.dumps({"model": "elsewhere", "messages": []}).encode()
+            job = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Say something."}]}).encode()
             batch = request("POST", "/jobs", (job + b"\n") * BATCH, "application/x-ndjson")
             one = _posted(foreman.port, CALLERS, request("POST", "/jobs", job), seconds)
             many = _posted(foreman.port, 4, batch, seconds) * BATCH

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import selectors
 import socket
 import time
@@ -14,7 +15,7 @@ from http.client import HTTPConnection
 from types import TracebackType
 from typing import Any
 
-from attrs import frozen
+from attrs import define, frozen
 
 TIMEOUT = 60.0
 """Seconds of silence after which a call has failed."""
@@ -97,8 +98,8 @@ class Connection:
 
 
 def must_be_ok(head: bytes) -> None:
-    """RuntimeError when an answer does not begin with status 200."""
-    if not head.startswith(b"HTTP/1.1 200 "):
+    """RuntimeError when an answer does not begin with a status of success."""
+    if not head.startswith(b"HTTP/1.1 2"):
         raise RuntimeError(head.decode("latin-1"))
 
 
@@ -123,8 +124,30 @@ def get(port: int, path: str) -> bytes:
     return body
 
 
+@define
+class _Coming:
+    """An answer on its way: how much of it is still to come, None when it is chunked or has not begun."""
+
+    left: int | None = None
+    tail: bytes = b""
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next bytes; True when they are the last.  The head comes in one piece, as heads do here."""
+        if not self.tail:
+            must_be_ok(data)
+            if length := _LENGTH.search(data):
+                self.left = data.index(b"\r\n\r\n") + 4 + int(length[1])
+        if self.left is not None:
+            self.left -= len(data)
+        self.tail = (self.tail + data)[-7:]
+        return self.left == 0 or (self.left is None and self.tail.endswith(b"\r\n0\r\n\r\n"))
+
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
+
+
 class Crowd:
-    """Many clients in one thread, each with one call at a time whose answer is chunked.
+    """Many clients in one thread, each with one call at a time.
 
     :ivar finished: calls whose answers are whole.
     """
@@ -133,7 +156,7 @@ class Crowd:
         self.connections = [Connection(port) for _ in range(clients)]
         self.finished = 0
         self._selector = selectors.EpollSelector()
-        self._tails: dict[int, bytes] = {}
+        self._coming: dict[int, _Coming] = {}
         for connection in self.connections:
             connection.socket.setblocking(False)
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)
@@ -172,13 +195,8 @@ class Crowd:
                 connection: Connection = key.data
                 data = connection.receive()
                 on_data(data)
-                tail = self._tails.get(key.fd, b"")
-                if not tail:
-                    must_be_ok(data)
-                tail = (tail + data)[-7:]
-                self._tails[key.fd] = tail
-                if tail.endswith(b"\r\n0\r\n\r\n"):
+                if self._coming.setdefault(key.fd, _Coming()).feed(data):
                     self.finished += 1
-                    self._tails[key.fd] = b""
+                    del self._coming[key.fd]
                     if again is not None:
                         connection.socket.send(again)
