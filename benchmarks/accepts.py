@@ -1,12 +1,13 @@
 """Durable accepts: rows that are on the disk when their callers hear of it, against bare SQLite doing the same.
 
 `measure` has the store measured in a process of its own (`python -m benchmarks.accepts`), since it needs a reactor.
-Where foreman has `POST /jobs`, the way through HTTP is measured too.
+The way through HTTP is `benchmarks.jobs`'.
 """
 
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,7 @@ from twisted.internet.task import react
 
 from benchmarks.processes import Bench
 from benchmarks.results import Result, at_least, told
-from benchmarks.seed import columns, new_job, opened
-from benchmarks.wire import Crowd, lines_model, request
+from benchmarks.seed import new_job, opened
 from foreman.work.database import Database
 from foreman.work.store import Store
 
@@ -30,8 +30,6 @@ CALLERS = 64
 BATCH = 1000
 CALL = "call"  # a row a call, 64 callers, one commit for all that wait
 BULK = "bulk"  # a thousand rows a call
-MODEL = lines_model(1, delay=3_600_000)
-"""The first job of it is at the target to the end; the others wait."""
 
 
 def measure(bench: Bench) -> list[Result]:
@@ -40,32 +38,13 @@ def measure(bench: Bench) -> list[Result]:
     command = [sys.executable, "-m", "benchmarks.accepts", str(bench.folder), str(bench.few(4, 2)), str(seconds)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120).stdout
     rates: dict[str, float] = json.loads(printed)
-    results = [
+    return [
         at_least(f"durable accepts, {CALLERS} callers, at the store", rates[f"store {CALL}"], "rows/s", 1500),
         told(f"durable accepts, {CALLERS} a commit, bare SQLite", rates[f"bare {CALL}"], "rows/s"),
         at_least(f"durable accepts, batches of {BATCH}, at the store", rates[f"store {BULK}"], "rows/s", 30_000),
         told(f"durable accepts, batches of {BATCH}, bare SQLite", rates[f"bare {BULK}"], "rows/s"),
         at_least(f"batches of {BATCH}, store / bare", rates[f"store {BULK}"] / rates[f"bare {BULK}"], "x", 0.5),
     ]
-    with bench.stub(MODEL) as stub, bench.foreman(stub.port) as foreman:
-        if foreman.has_jobs():
-            job = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Say something."}]}).encode()
-            batch = request("POST", "/jobs", (job + b"\n") * BATCH, "application/x-ndjson")
-            one = _posted(foreman.port, CALLERS, request("POST", "/jobs", job), seconds)
-            many = _posted(foreman.port, 4, batch, seconds) * BATCH
-            results += [
-                at_least(f"durable accepts, POST /jobs, {CALLERS} clients", one, "jobs/s", 1500),
-                at_least(f"durable accepts, POST /jobs, batches of {BATCH}", many, "jobs/s", 30_000),
-            ]
-    return results
-
-
-def _posted(port: int, clients: int, wanted: bytes, seconds: float) -> float:
-    with Crowd(port, clients) as crowd:
-        started = time.monotonic()
-        crowd.send(wanted)
-        crowd.run(lambda: time.monotonic() - started > seconds, again=wanted)
-        return crowd.finished / (time.monotonic() - started)
 
 
 # -- the process that has a reactor ----------------------------------------------------------------------------------
@@ -82,20 +61,17 @@ async def _measure_store(reactor: Any, folder: Path, rounds: int, seconds: float
     with opened(folder / "bare.db") as connection:
         connection.execute("PRAGMA wal_autocheckpoint = 4000")
         connection.execute("PRAGMA synchronous = FULL")
-        names = columns(connection)
-        connection.execute("BEGIN")
         await store.accept([new_job("pattern")])
-        pattern = await store._database.read(  # noqa: SLF001 (a row as foreman writes it)
-            lambda cursor: cursor.execute(f"SELECT {', '.join(names)} FROM jobs").fetchone()  # noqa: S608
-        )
-        connection.execute("COMMIT")
-        insert = f"INSERT INTO jobs (id, {', '.join(names)}) VALUES (?{', ?' * len(names)})"  # noqa: S608
+        patterns = await store._database.read(_patterns)  # noqa: SLF001 (the rows as foreman writes them)
+        numbers = count(1)
 
         def bare(size: int) -> float:
             rows, started = 0, time.perf_counter()
             while time.perf_counter() - started < seconds:
+                new = [(next(numbers), next(ids)) for _ in range(size)]
                 connection.execute("BEGIN IMMEDIATE")
-                connection.executemany(insert, [(next(ids), *pattern) for _ in range(size)])
+                for insert, pattern in patterns:
+                    connection.executemany(insert, [{**pattern, "seq": seq, "id": job_id} for seq, job_id in new])
                 connection.execute("COMMIT")
                 rows += size
             return rows / (time.perf_counter() - started)
@@ -118,6 +94,19 @@ async def _measure_store(reactor: Any, folder: Path, rounds: int, seconds: float
                 rates.setdefault(f"bare {kind}", []).append(bare(callers if size == 1 else size))
     await store.stop()
     return {name: median(taken) for name, taken in rates.items()}
+
+
+def _patterns(cursor: sqlite3.Cursor) -> list[tuple[str, dict[str, Any]]]:
+    """The rows that belong to the only job there is: for each a statement that inserts one like it, and its values."""
+    tables = [name for (name,) in cursor.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    patterns = []
+    for table in ("jobs", *(table for table in tables if table != "jobs")):
+        names = [row[1] for row in cursor.execute(f"PRAGMA table_info({table})")]
+        if "seq" in names:
+            for row in cursor.execute(f"SELECT {', '.join(names)} FROM {table}").fetchall():  # noqa: S608
+                insert = f"INSERT INTO {table} ({', '.join(names)}) VALUES (:{', :'.join(names)})"  # noqa: S608
+                patterns.append((insert, dict(zip(names, row, strict=True))))
+    return patterns
 
 
 async def _main(reactor: Any, folder: str, rounds: str, seconds: str) -> None:

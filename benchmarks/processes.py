@@ -18,7 +18,7 @@ from typing import Any
 
 from attrs import define, frozen
 
-from benchmarks.wire import ask, get
+from benchmarks.wire import get
 
 HERE = Path(__file__).parent
 PLAIN_PROXY_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
@@ -134,11 +134,6 @@ class Foreman(Running):
         document: dict[str, Any] = json.loads(get(self.port, "/healthz"))
         return document
 
-    def has_jobs(self) -> bool:
-        """Whether it has `POST /jobs`."""
-        status, _ = ask(self.port, "POST", "/jobs", b"{}")
-        return status == 400
-
 
 def wait_until(condition: Callable[[], object], within: float = START) -> None:
     """Wait for a condition; AssertionError when the time is over."""
@@ -207,7 +202,8 @@ class Bench:
         :param settings: FOREMAN_… names without the prefix.
         """
         port = free_port()
-        values = {"OLLAMA_URL": f"http://127.0.0.1:{target}", "ADDR": f"127.0.0.1:{port}"} | settings
+        values = {"OLLAMA_URL": f"http://127.0.0.1:{target}", "ADDR": f"127.0.0.1:{port}", "SHUTDOWN_GRACE": "0s"}
+        values |= settings
         values.setdefault("DB", str(self.folder / f"{port}.db"))
         environment = {f"FOREMAN_{name}": value for name, value in values.items()}
         twistd = str(Path(sys.executable).with_name("twistd"))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 import selectors
 import socket
 import time
@@ -15,7 +14,7 @@ from http.client import HTTPConnection
 from types import TracebackType
 from typing import Any
 
-from attrs import define, frozen
+from attrs import frozen
 
 TIMEOUT = 60.0
 """Seconds of silence after which a call has failed."""
@@ -124,30 +123,8 @@ def get(port: int, path: str) -> bytes:
     return body
 
 
-@define
-class _Coming:
-    """An answer on its way: how much of it is still to come, None when it is chunked or has not begun."""
-
-    left: int | None = None
-    tail: bytes = b""
-
-    def feed(self, data: bytes) -> bool:
-        """Take the next bytes; True when they are the last.  The head comes in one piece, as heads do here."""
-        if not self.tail:
-            must_be_ok(data)
-            if length := _LENGTH.search(data):
-                self.left = data.index(b"\r\n\r\n") + 4 + int(length[1])
-        if self.left is not None:
-            self.left -= len(data)
-        self.tail = (self.tail + data)[-7:]
-        return self.left == 0 or (self.left is None and self.tail.endswith(b"\r\n0\r\n\r\n"))
-
-
-_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
-
-
 class Crowd:
-    """Many clients in one thread, each with one call at a time.
+    """Many clients in one thread, each with one call at a time whose answer is chunked.
 
     :ivar finished: calls whose answers are whole.
     """
@@ -156,7 +133,7 @@ class Crowd:
         self.connections = [Connection(port) for _ in range(clients)]
         self.finished = 0
         self._selector = selectors.EpollSelector()
-        self._coming: dict[int, _Coming] = {}
+        self._tails: dict[int, bytes] = {}
         for connection in self.connections:
             connection.socket.setblocking(False)
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)
@@ -195,8 +172,12 @@ class Crowd:
                 connection: Connection = key.data
                 data = connection.receive()
                 on_data(data)
-                if self._coming.setdefault(key.fd, _Coming()).feed(data):
+                tail = self._tails.get(key.fd, b"")
+                if not tail:
+                    must_be_ok(data)
+                self._tails[key.fd] = tail = (tail + data)[-7:]
+                if tail.endswith(b"\r\n0\r\n\r\n"):
                     self.finished += 1
-                    del self._coming[key.fd]
+                    self._tails[key.fd] = b""
                     if again is not None:
                         connection.socket.send(again)
