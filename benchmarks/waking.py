@@ -47,7 +47,8 @@ def _asleep(bench: Bench) -> float:
     with bench.stub(MODEL) as stub, bench.foreman(stub.port, POLL_INTERVAL="1s") as foreman:
         for _ in range(bench.few(2, 1)):
             stub.process.send_signal(signal.SIGSTOP)
-            wait_until(lambda: _state(foreman) == "down")
+            # Each call of a poll under way takes its ten seconds to fail.
+            wait_until(lambda: _state(foreman) == "down", within=60)
             with Connection(foreman.port) as client:
                 client.socket.sendall(chat(MODEL))
                 time.sleep(1 + random.random())
@@ -57,6 +58,7 @@ def _asleep(bench: Bench) -> float:
                 for _ in client.pieces():
                     pass
             wait_until(lambda: _state(foreman) == "up")
+            time.sleep(0.5)  # the poll that follows is over
     return max(waits)
 
 
