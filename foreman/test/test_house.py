@@ -31,6 +31,7 @@ MAY_KNOW = {
     "webhooks": SHARED | {"documents"},
     "web": SHARED | {"documents", "ollama", "work", "webhooks", "config", "durations"},
     "tap": {"config", "errors", "service"},
+    "client": {"foreman", "durations", "webhooks"},  # only what needs no more than the standard library
     "demo": set(),
 }
 """For each room, the rooms it may import from; `service` alone knows everybody."""

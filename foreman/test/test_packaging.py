@@ -1,7 +1,7 @@
-"""However foreman is installed, `twistd foreman` is there, with everything it needs.
+"""However foreman is installed, `twistd foreman` is there, with everything it needs; callers need less, and get less.
 
-Each way of installing gets a virtual environment of its own, which borrows the packages of the one the tests run in,
-so that nothing is downloaded; and the tree is copied first, so that building leaves nothing behind in it.
+Each way of installing gets a virtual environment of its own, which borrows packages of the one the tests run in, so
+that nothing is downloaded; and the tree is copied first, so that building leaves nothing behind in it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -52,6 +55,13 @@ def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def install(home: Path, *what: str | Path) -> Path:
+    """Install foreman alone into the environment in `home`; returns its interpreter."""
+    pip = (sys.executable, "-m", "pip", "--python", home / "bin" / "python", "install", "--quiet", "--no-index")
+    run(*pip, "--no-deps", "--no-build-isolation", "--ignore-installed", *what, cwd=home)
+    return home / "bin" / "python"
+
+
 @pytest.fixture(scope="module", params=["install .", "install -e .", "from a wheel"])
 def python(request: pytest.FixtureRequest, tree: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of an environment into which foreman was installed in one of the ways."""
@@ -62,9 +72,7 @@ def python(request: pytest.FixtureRequest, tree: Path, wheel: Path, tmp_path_fac
     # in the editable way is not seen.
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
     ways: dict[str, list[str | Path]] = {"install .": [tree], "install -e .": ["-e", tree], "from a wheel": [wheel]}
-    pip = (sys.executable, "-m", "pip", "--python", home / "bin" / "python", "install", "--quiet", "--no-index")
-    run(*pip, "--no-deps", "--no-build-isolation", "--ignore-installed", *ways[request.param], cwd=home)
-    return home / "bin" / "python"
+    return install(home, *ways[request.param])
 
 
 TWISTD = ("-c", "import sys; from twisted.scripts.twistd import run; sys.argv[0] = 'twistd'; run()")
@@ -98,3 +106,45 @@ def test_the_wheel_holds_what_is_no_module(tree: Path, wheel: Path) -> None:
     assert any(name.endswith(".sql") for name in held)
     assert "twisted/__init__.py" not in held
     assert "twisted/plugins/__init__.py" not in held
+
+
+# -- without the daemon ------------------------------------------------------------------------------------------------
+
+
+def asked_for(distribution: metadata.Distribution) -> Iterable[metadata.Distribution]:
+    """What a distribution needs here when none of its extras is named, and what that needs in turn, and so on."""
+    for line in distribution.requires or ():
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            needed = metadata.distribution(requirement.name)
+            yield needed
+            yield from asked_for(needed)
+
+
+@pytest.fixture(scope="module")
+def small(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the wheel and the packages that it asks for without an extra."""
+    home = tmp_path_factory.mktemp("small")
+    venv.create(home, symlinks=True)
+    (packages,) = home.glob("lib/python*/site-packages")
+    python = install(home, wheel)
+    (itself,) = metadata.distributions(name="foreman", path=[str(packages)])
+    for distribution in asked_for(itself):
+        # The first part of each file's path: packages, modules, and the folder of the distribution itself.
+        for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (packages / name).exists():
+                (packages / name).symlink_to(Path(str(distribution.locate_file(name))))
+    return python
+
+
+def test_callers_get_the_client_without_the_daemon(small: Path, tmp_path: Path) -> None:
+    """In an environment that has what foreman asks for and no extra, the client is there, and Twisted is not."""
+    script = """if True:
+        from importlib import metadata
+        from pathlib import Path
+        import attrs, click, httpx, platformdirs, rich
+        import foreman.client
+        assert not {"Twisted", "klein", "orjson"} & {found.name for found in metadata.distributions()}
+        print(Path(foreman.client.__file__).parents[2])
+    """
+    assert CHECKOUT not in Path(run(small, "-c", script, cwd=tmp_path).strip()).parents
