@@ -249,8 +249,9 @@ passed over, which belongs to the client. (Kubernetes makes up such names for a 
 
 Durations are Go's, and days: `500ms`, `30s`, `1h30m`, `7d`, `0`. Sizes are in bytes, or `KiB`, `MiB`, `GiB`. Lists are
 separated by commas or blanks. A secret may be put into a file, whose name is then given by the variable that ends in
-`_FILE`; one newline at the end of the file is no part of the secret. The settings in force are logged at start, secrets
-as stars.
+`_FILE`; one newline at the end of the file is no part of the secret. (A secret given as an option, `--token`, can be
+read by every user of the machine in its list of processes: use `--token-file` or the environment.) The settings in
+force are logged at start, secrets as stars.
 
 | Variable | Default | What it is | Allowed |
 |---|---|---|---|

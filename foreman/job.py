@@ -95,10 +95,10 @@ class Submission:
     :ivar timeout: seconds that a run may take, None for FOREMAN_MAX_RUN.
     """
 
-    body: bytes
+    body: bytes = field(repr=False)
     content_type: str = "application/json"
-    metadata: str | None = None
-    webhook: str | None = None
+    metadata: str | None = field(default=None, repr=False)
+    webhook: str | None = field(default=None, repr=False)
     expires_at: int | None = None
     timeout: float | None = None
 
@@ -186,7 +186,7 @@ class Artifact:
 
     name: str
     content_type: str
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 @frozen(kw_only=True)

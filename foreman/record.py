@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
-from attrs import frozen
+from attrs import field, frozen
 
 from foreman.job import Job, JobError, JobState
 
@@ -92,10 +92,10 @@ class Delivery:
 
     seq: int
     job_id: str
-    url: str
+    url: str = field(repr=False)
     host: str
     model: str
-    metadata: str | None
+    metadata: str | None = field(repr=False)
     event: Event
 
     @property
@@ -165,8 +165,8 @@ class JobRecord:
     """
 
     job: Job
-    metadata: str | None
-    webhook: str | None
+    metadata: str | None = field(repr=False)
+    webhook: str | None = field(repr=False)
     expires_at: int | None
     deliveries: Mapping[DeliveryState, int]
     artifacts: Mapping[str, ArtifactReference]

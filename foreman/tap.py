@@ -19,11 +19,16 @@ _VARIABLES = {
 """From each option to the variable it overrides."""
 
 
+_IN_SIGHT = frozenset(setting.variable for setting in SETTINGS if setting.secret)
+"""The variables whose options put a secret into the command line."""
+
+
 def _parameters() -> list[list[str | None]]:
     """What usage.Options calls a parameter: long and short name, default, description."""
     purposes = {
         variable: (f"file that holds it: {setting.purpose}" if variable.endswith("_FILE") else setting.purpose)
         + (f" [{setting.default}]" if setting.default else "")
+        + (" (other users can see it in the list of processes)" if variable in _IN_SIGHT else "")
         for setting in SETTINGS
         for variable in setting.variables
     }

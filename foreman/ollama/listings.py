@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from attrs import frozen
+from attrs import field, frozen
 
 from foreman.ollama.names import normalise
 
@@ -48,7 +48,7 @@ class KeptAnswer:
     :ivar at: milliseconds since the epoch when it was given.
     """
 
-    body: bytes
+    body: bytes = field(repr=False)
     content_type: bytes
     at: int
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from attrs import frozen
+from attrs import field, frozen
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
@@ -60,7 +60,7 @@ class Reply:
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
+    body: bytes = field(repr=False)
 
     def header(self, name: bytes) -> bytes | None:
         """Give the first header of that name, in any case."""

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
-from attrs import frozen
+from attrs import field, frozen
 
 
 @frozen
 class Texts:
     """What an answer says; empty if nothing."""
 
-    content: str = ""
-    thinking: str = ""
+    content: str = field(default="", repr=False)
+    thinking: str = field(default="", repr=False)
 
 
 def texts_of(endpoint: str, answer: bytes) -> Texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import socket
 from typing import Any
@@ -274,6 +275,19 @@ def test_with_the_token_all_is_served(header: str) -> None:
     step = Step(TOKEN="s3cret")
     assert step.ask(get("/api/tags", header)).status == 200
     assert json.loads(step.ask(get("/healthz", header)).body) == {"authenticated": True}
+
+
+def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a wrong token takes says nothing of how much of it is right: every one goes whole through `hmac`."""
+    compared: list[bytes] = []
+    compare = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda one, other: compared.append(one) or compare(one, other))
+    step = Step(TOKEN="s3cret")
+    for wrong in ("s", "s3cre", "s3cretx", "S3cret"):
+        assert step.ask(get("/api/tags", f"Authorization: Bearer {wrong}")).status == 401
+        assert step.ask(get("/api/tags", f"X-Api-Key: {wrong}")).status == 401
+    assert step.ask(get("/api/tags", "Authorization: Bearer s3cret")).status == 200
+    assert compared == [b"s", b"s", b"s3cre", b"s3cre", b"s3cretx", b"s3cretx", b"S3cret", b"S3cret", b"s3cret"]
 
 
 def test_health_is_open_to_all_but_knows_whom_it_talks_to() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
-from attrs import frozen
+from attrs import field, frozen
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -73,7 +73,7 @@ class Gate:
     :ivar loopback: foreman listens on a loopback address only.
     """
 
-    token: bytes
+    token: bytes = field(repr=False)
     origins: tuple[str, ...]
     loopback: bool
 

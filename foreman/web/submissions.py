@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from attrs import frozen
+from attrs import field, frozen
 
 from foreman.durations import parse_duration
 from foreman.job import NewJob, Runner, Submission
@@ -49,9 +49,9 @@ class Draft:
 
     endpoint: str
     inference: Inference
-    body: bytes
-    metadata: str | None
-    webhook: str | None
+    body: bytes = field(repr=False)
+    metadata: str | None = field(repr=False)
+    webhook: str | None = field(repr=False)
     expires_in: float | None
     timeout: float | None
 

@@ -151,7 +151,7 @@ class Aftermath:
         if self._wedge.wedged:
             self.busy_until = self._clock.seconds() + wait
             self._inventory.wedged = True
-            self._log.warn("The target is wedged: {cause}", cause=retry.cause.message)
+            self._log.warn("The target is wedged: {cause}", cause=retry.logged)
         return evolve(retry, charged=False) if was_wedged else retry
 
     async def _absolve(self) -> None:
@@ -178,7 +178,7 @@ class Aftermath:
             if self._retried_freely == job.seq:
                 self.busy_until = max(self.busy_until, self._clock.seconds() + FREE_RETRY_WAIT)
             self._retried_freely = job.seq
-        self._log.info("Back to the queue: {cause}", cause=retry.cause.message, job=job.id, model=job.model)
+        self._log.info("Back to the queue: {cause}", cause=retry.logged, job=job.id, model=job.model)
         charge = retry.cause if retry.charged else None
         remains = None if charge is None else self._ending(job, caller, charge, run)
         now = await self.written(

@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +46,7 @@ _PRAGMAS = (
     "PRAGMA cache_size = -1000",  # KiB; a queue's pages are few, and twice as many only show in the memory it takes
     "PRAGMA temp_store = MEMORY",  # what savepoints remember spills to a file otherwise, a third of a write's time
     "PRAGMA foreign_keys = ON",
+    "PRAGMA secure_delete = ON",  # what is erased is gone, not merely free; many builds of SQLite do so anyway
     "PRAGMA fullfsync = ON",  # on macOS a plain fsync does not reach the platter; elsewhere these two do nothing
     "PRAGMA checkpoint_fullfsync = ON",
 )
@@ -106,6 +107,12 @@ def _own(path: Path) -> int:
     return descriptor
 
 
+def _create(path: Path) -> None:
+    """Make the file if there is none, for its owner alone: SQLite would go by the umask.  Its log follows it."""
+    with suppress(OSError):  # what else is wrong, SQLite will say
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
 # -- the schema ------------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +145,7 @@ def upgrade(connection: sqlite3.Connection, path: Path, schema: Path) -> None:
         backup = path.with_name(f"{path.name}.v{version}.bak")
         part = backup.with_name(backup.name + ".part")
         part.unlink(missing_ok=True)
+        _create(part)
         with closing(sqlite3.connect(part)) as target:
             connection.backup(target)
         part.replace(backup)
@@ -240,6 +248,7 @@ class Database:
         :raise Unwritable: it cannot be opened or written.
         """
         self._lock = _own(self._path)
+        _create(self._path)
         self._writer = self._pool(_PRAGMAS)
         self._reader = self._pool((*_PRAGMAS, "PRAGMA query_only = ON"))
         try:

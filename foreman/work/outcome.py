@@ -5,7 +5,7 @@ The rules are the contract's ("Failures, and what charges the job"); the worker 
 
 from __future__ import annotations
 
-from attrs import evolve, frozen
+from attrs import Factory, evolve, field, frozen
 
 from foreman.errors import Answered, Busy, Failed, Lost, NotReachable, Refused, Stalled, TargetError, TooLarge
 from foreman.job import ErrorCode, JobError
@@ -29,12 +29,14 @@ class Retry:
     """The job goes back to the queue.
 
     :ivar cause: what went wrong.
+    :ivar logged: the same for the log, without words of the target's that may quote a prompt or an answer.
     :ivar charged: the job pays, and waits its backoff.
     :ivar unreachable: the target is away: nothing is tried until it is back.
     :ivar busy: the target is there but will not: wait `retry_after` seconds, or the usual steps when None.
     """
 
     cause: JobError
+    logged: str = field(default=Factory(lambda self: self.cause.message, takes_self=True))
     charged: bool
     unreachable: bool = False
     busy: bool = False
@@ -56,24 +58,31 @@ def of_error(error: TargetError) -> Fail | Retry:
             return Retry(cause=JobError(ErrorCode.TIMEOUT, str(error)), charged=True)
         case Lost(reused=True):
             return Retry(cause=cause, charged=False)
-        case Busy(retry_after=seconds):
-            return Retry(cause=cause, charged=False, busy=True, retry_after=seconds)
+        case Busy(status=status, retry_after=seconds):
+            return Retry(cause=cause, logged=_answer_of(status), charged=False, busy=True, retry_after=seconds)
         case Refused(status=status):
             code = ErrorCode.MODEL_NOT_FOUND if status == 404 else ErrorCode.INVALID_REQUEST
             return Fail(JobError(code, str(error)))
         case Failed(status=status) if is_validation_error(status, str(error)):
             return Fail(JobError(ErrorCode.INVALID_REQUEST, str(error)))
+        case Failed(status=status):
+            return Retry(cause=cause, logged=_answer_of(status), charged=True)
         case TooLarge():
             return Fail(JobError(ErrorCode.RESULT_TOO_LARGE, str(error)))
         case _:
             return Retry(cause=cause, charged=True)
 
 
+def _answer_of(status: int) -> str:
+    return f"the target answered {status}"
+
+
 def of_load_error(error: TargetError) -> Fail | Retry:
     """What it means that a job's runner could not be loaded."""
     result = of_error(error)
     if isinstance(error, Failed) and isinstance(result, Retry):
-        return evolve(result, cause=JobError(ErrorCode.MODEL_LOAD_FAILED, str(error)))
+        # A load request has no prompt that its error could quote, and the operator wants to know.
+        return evolve(result, cause=JobError(ErrorCode.MODEL_LOAD_FAILED, str(error)), logged=str(error))
     return result
 
 
@@ -81,7 +90,8 @@ def of_answer(status: int, verdict: Verdict, retry_after: float | None = None) -
     """What an answer that ended as HTTP says it should means, by its status and by what was in it."""
     if status < 300:
         if verdict.error is not None:
-            return Retry(cause=JobError(ErrorCode.TARGET_ERROR, verdict.error), charged=True)
+            cause = JobError(ErrorCode.TARGET_ERROR, verdict.error)
+            return Retry(cause=cause, logged="the answer ended in an error", charged=True)
         if verdict.complete:
             return Done()
         return Fail(JobError(ErrorCode.INCOMPLETE, "The answer ended without its end marker."))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from foreman.job import Artifact, Job, JobError
 from foreman.ollama.exchange import Flow, Head
@@ -28,8 +28,8 @@ class Errand:
 
     route: Route
     path: bytes
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: Callable[[], bytes]
+    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    body: Callable[[], bytes] = field(repr=False)
     inference: Inference | None
 
 
