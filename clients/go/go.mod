@@ -1,0 +1,3 @@
+module foreman/clients/go
+
+go 1.22
