@@ -12,6 +12,7 @@ attrs, and nothing of the daemon.
 from __future__ import annotations
 
 from foreman.client.aio import AsyncForeman, AsyncJob
+from foreman.client.drop_in import async_ollama_client, ollama_client
 from foreman.client.errors import (
     ForemanError,
     InvalidSignature,
@@ -26,6 +27,19 @@ from foreman.client.errors import (
     Unavailable,
     WaitTimeout,
 )
+from foreman.client.overview import (
+    Health,
+    ModelQueue,
+    Pause,
+    Queue,
+    QueuedJob,
+    QueueHealth,
+    RunningJob,
+    TargetHealth,
+    WebhooksHealth,
+)
+from foreman.client.receiver import Receiver
+from foreman.client.signatures import verify
 from foreman.client.submission import submission
 from foreman.client.sync import Foreman, Job
 from foreman.client.values import (
@@ -34,22 +48,13 @@ from foreman.client.values import (
     DeliveryTry,
     Event,
     EventDelivery,
-    Health,
     History,
     JobInfo,
     JobState,
-    ModelQueue,
-    Pause,
     Problem,
-    Queue,
-    QueuedJob,
-    QueueHealth,
-    RunningJob,
-    TargetHealth,
     Timings,
     Webhook,
     WebhookEvent,
-    WebhooksHealth,
 )
 
 __all__ = [
@@ -81,6 +86,7 @@ __all__ = [
     "QueueFull",
     "QueueHealth",
     "QueuedJob",
+    "Receiver",
     "Rejected",
     "RunningJob",
     "TargetHealth",
@@ -90,5 +96,8 @@ __all__ = [
     "Webhook",
     "WebhookEvent",
     "WebhooksHealth",
+    "async_ollama_client",
+    "ollama_client",
     "submission",
+    "verify",
 ]

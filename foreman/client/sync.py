@@ -10,9 +10,12 @@ from uuid import uuid4
 import httpx
 from attrs import field, frozen
 
+from foreman.client.asking import Asking
 from foreman.client.calls import Calls
+from foreman.client.documents import read
+from foreman.client.overview import Health, Pause, Queue
 from foreman.client.submission import submission
-from foreman.client.values import Chunk, Health, History, JobInfo, Pause, Queue, read
+from foreman.client.values import Chunk, History, JobInfo
 from foreman.client.wire import Address, Wire
 
 
@@ -109,7 +112,7 @@ class Foreman:
         address = Address(base_url, token)
         self._closes = http is None
         self._wire = Wire(address, httpx.Client() if http is None else http)
-        self._calls: Calls[Job] = Calls(self._job, patience=patience)
+        self._calls: Calls[Job] = Calls(self._job, Asking(patience=patience))
 
     def _job(self, document: Mapping[str, Any]) -> Job:
         return read(Job, document, wire=self._wire, calls=self._calls)

@@ -1,4 +1,4 @@
-"""What foreman's answers say, as small frozen values: jobs, their history, the queue, health, webhooks.
+"""What foreman's answers say, as small frozen values: jobs, their answers, their history, webhooks.
 
 Made of the documents that docs/openapi.yaml describes.  Fields that are not known here are passed over, so that a newer
 foreman can be talked to.  Moments are aware datetimes; lengths of time are float seconds, and their names end so.
@@ -6,69 +6,12 @@ foreman can be talked to.  Moments are aware datetimes; lengths of time are floa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from functools import cache, partial
-from types import UnionType
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any
 
-import attrs
 from attrs import field, frozen
-
-from foreman.client.errors import NotForeman
-
-V = TypeVar("V")
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
-def read(kind: type[V], document: object, **more: Any) -> V:
-    """Make a value of a JSON object, by the types of its fields.
-
-    A field `x_seconds` is found as `x_s` or, in milliseconds, as `x_ms` too.  Null is the same as absent.
-
-    :param more: fields that are not in the document.
-    :raise NotForeman: it is no object, or lacks what foreman always says.
-    """
-    if not isinstance(document, Mapping):
-        raise NotForeman(f"an answer is not what foreman says: {str(document)[:200]!r}")
-    found = {}
-    try:
-        for name, reader in _readers(kind).items():  # type: ignore[arg-type]  # a type can be hashed
-            stem = name.removesuffix("_seconds")
-            if (value := document.get(name)) is not None:
-                found[name] = reader(value)
-            elif stem != name and (value := document.get(f"{stem}_s")) is not None:
-                found[name] = value
-            elif stem != name and (value := document.get(f"{stem}_ms")) is not None:
-                found[name] = value / 1000
-        return kind(**found, **more)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise NotForeman(f"an answer is not what foreman says: {error}") from error
-
-
-@cache
-def _readers(kind: type) -> Mapping[str, Callable[[Any], Any]]:
-    """For each public field, what makes its value of JSON."""
-    hints = get_type_hints(kind)
-    fields = attrs.fields(cast("type[attrs.AttrsInstance]", kind))
-    return {each.name: _reader(hints[each.name]) for each in fields if not each.name.startswith("_")}
-
-
-def _reader(hint: Any) -> Callable[[Any], Any]:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is UnionType:  # with None, and nothing else
-        return _reader(arguments[0])
-    if origin is tuple:
-        return lambda given: tuple(map(_reader(arguments[0]), given))
-    if hint is datetime:
-        return datetime.fromisoformat
-    if isinstance(hint, type) and attrs.has(hint):
-        return partial(read, hint)
-    return hint if isinstance(hint, type) and issubclass(hint, StrEnum) else lambda given: given
-
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
 
@@ -293,139 +236,19 @@ class History:
     deliveries: tuple[DeliveryTry, ...] = ()
 
 
-# -- the queue and foreman itself --------------------------------------------------------------------------------------
-
-
-@frozen(kw_only=True)
-class Pause:
-    """Whether the queue stands still, and until when.
-
-    :ivar unloaded: whether the target's memory was freed; None if that was not asked for, or is not known yet.
-    """
-
-    paused: bool
-    paused_until: datetime | None = None
-    unloaded: bool | None = None
-
-
-@frozen(kw_only=True)
-class ModelQueue:
-    """What waits for a model."""
-
-    model: str
-    queued: int
-    oldest_seconds: float = 0.0
-
-
-@frozen(kw_only=True)
-class RunningJob:
-    """The job that the worker has picked.
-
-    :ivar seconds: since then.
-    """
-
-    job_id: str
-    model: str
-    state: JobState
-    attempt: int = 0
-    seconds: float = 0.0
-
-
-@frozen(kw_only=True)
-class QueuedJob:
-    """A job that waits."""
-
-    position: int
-    job_id: str
-    model: str
-    waited_seconds: float = 0.0
-
-
-@frozen(kw_only=True)
-class Queue:
-    """What waits, what runs, and what runs next.
-
-    :ivar models: the depth by model.
-    :ivar next: the order of the next 50.
-    """
-
-    queued: int
-    paused: bool = False
-    paused_until: datetime | None = None
-    unloaded: bool | None = None
-    models: tuple[ModelQueue, ...] = ()
-    running: RunningJob | None = None
-    next: tuple[QueuedJob, ...] = ()
-
-
-@frozen(kw_only=True)
-class TargetHealth:
-    """How the Ollama behind foreman is.
-
-    :ivar state: `up`, `down` or `wedged`.
-    :ivar url: None to those who bring no token, like the names of models.
-    :ivar resident: the model in its memory.
-    """
-
-    state: str
-    version: str | None = None
-    last_poll: datetime | None = None
-    url: str | None = None
-    last_error: str | None = None
-    resident: str | None = None
-    embedder: str | None = None
-
-
-@frozen(kw_only=True)
-class QueueHealth:
-    """The queue in short."""
-
-    queued: int = 0
-    running: int = 0
-    oldest_seconds: float = 0.0
-    paused: bool = False
-
-
-@frozen(kw_only=True)
-class WebhooksHealth:
-    """How many deliveries are pending, and how many were given up."""
-
-    pending: int = 0
-    exhausted: int = 0
-
-
-@frozen(kw_only=True)
-class Health:
-    """How foreman is; docs/operations.md says what the warnings mean.
-
-    :ivar degraded: the target is down: work waits.
-    """
-
-    status: str
-    degraded: bool
-    version: str
-    uptime_seconds: float
-    target: TargetHealth
-    queue: QueueHealth = field(factory=QueueHealth)
-    webhooks: WebhooksHealth = field(factory=WebhooksHealth)
-    warnings: tuple[str, ...] = ()
-
-
 # -- webhooks ----------------------------------------------------------------------------------------------------------
 
 
 @frozen(kw_only=True)
 class WebhookEvent:
-    """What a webhook says: a transition of a job.
+    """What a webhook says: a transition of a job.  `job_id` and `sequence` together tell repeats.
 
-    :ivar webhook_id: the same for each try of an event, different for any two events; empty if it was not told.
     :ivar sequence: 1, 2, … within the job.
     :ivar timestamp: when the transition was.
     :ivar result: the endpoint's unstreamed answer on `done`; None if it is long, then ask for the job.
     :ivar timings: on `done` and `failed`.
     """
 
-    webhook_id: str = ""
     job_id: str
     state: JobState
     previous_state: JobState | None = None

@@ -1,4 +1,4 @@
-"""Doing the steps of `foreman.client.calls` with httpx: blocking, or with asyncio."""
+"""Doing the steps of `foreman.client.steps` with httpx: blocking, or with asyncio."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 
 from foreman import __version__
-from foreman.client.calls import Call, Give, Giving, Lost, Reply, Return, Send, Sleep, Step, advance
+from foreman.client.steps import Call, Give, Giving, Lost, Reply, Return, Send, Sleep, Step, advance
 
 T = TypeVar("T")
 V = TypeVar("V")
