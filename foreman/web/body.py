@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from tempfile import SpooledTemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, AnyStr
 from urllib.parse import unquote_to_bytes
 
 from attrs import define
@@ -104,6 +104,17 @@ class Request(server.Request):
         body: bytes = self.content.read()
         return body
 
+    def getHeader(self, key: AnyStr) -> AnyStr | None:  # noqa: N802
+        """The first value of a header, which is the one that Ollama reads; as text every byte is a Latin-1 character.
+
+        Twisted's own gives the last, and fails where that is no UTF-8.
+        """
+        name = key if isinstance(key, bytes) else key.encode("ascii")
+        values = self.requestHeaders.getRawHeaders(name)
+        if not values:
+            return None
+        return values[0] if isinstance(key, bytes) else values[0].decode("latin-1")
+
     # -- arriving --------------------------------------------------------------------------------------------------
 
     def head_received(self, method: bytes, uri: bytes, version: bytes) -> None:
@@ -131,6 +142,7 @@ class Request(server.Request):
                 self._refuse(error)
             else:
                 self._refusal = error  # told when the body has come: that leaves the connection as good as new
+                self.channel.hurry(LINGER)
 
     def handleContentChunk(self, data: bytes) -> None:
         """Keep the next bytes of the body, if they are welcome."""

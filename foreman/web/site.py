@@ -8,7 +8,9 @@ decodes, redirects and merges slashes, whereas Ollama's routes are matched on th
 from __future__ import annotations
 
 import hmac
+import resource
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -35,6 +37,10 @@ IDLE_TIMEOUT = 600.0
 
 HEAD_TIMEOUT = 60.0
 """Seconds from the first byte of a request's head to its last."""
+
+DESCRIPTORS = 0.75
+"""The share of the process's file descriptors that clients' connections may take; the rest is for the target, the
+receivers of webhooks, the database and spooled bodies."""
 
 BODIES_AT_ONCE = 16
 """The bodies of all requests together may be as large as this many of the largest."""
@@ -103,7 +109,8 @@ class Gate:
             raise Unauthorized("the token is missing or wrong")
 
     def _host(self, request: Request) -> str:
-        if not request.path.startswith(b"/") and (request.method, request.path) != (b"OPTIONS", b"*"):
+        origin_form = request.path.startswith(b"/") and request.method != b"CONNECT"
+        if not origin_form and (request.method, request.path) != (b"OPTIONS", b"*"):
             raise BadRequest("malformed request target")
         hosts = request.requestHeaders.getRawHeaders(b"host") or []
         if len(hosts) > 1 or (not hosts and request.clientproto != b"HTTP/1.0"):
@@ -153,11 +160,12 @@ class Channel(HTTPChannel):
     site: Site
     totalHeadersSize = MAX_LENGTH = 65536  # noqa: N815 - Twisted's names; browsers send a host's cookies to all its ports
     _in_head = False
+    _hurried = False
 
     def connectionMade(self) -> None:
         """Have the system notice within minutes that a client has vanished; its job may wait for hours."""
         super().connectionMade()  # type: ignore[no-untyped-call]
-        self.site.channels.add(self)
+        self.site.enter(self)
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
             handle = self.transport.getHandle()  # type: ignore[attr-defined]
@@ -169,7 +177,7 @@ class Channel(HTTPChannel):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """Forget the connection."""
-        self.site.channels.discard(self)
+        self.site.channels.pop(self, None)
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
 
     def dataReceived(self, data: bytes) -> None:
@@ -183,12 +191,17 @@ class Channel(HTTPChannel):
             self.transport.abortConnection()  # type: ignore[union-attr]
 
     def resetTimeout(self) -> None:  # noqa: N802
-        """Something came: start the silence anew, except within a head."""
-        if not self._in_head:
+        """Something came: start the silence anew, except within a head or a refused body."""
+        if not (self._in_head or self._hurried):
             super().resetTimeout()  # type: ignore[no-untyped-call]
 
     def headerReceived(self, line: bytes) -> bool:  # noqa: N802
         """Take in one header; whether it is well-formed."""
+        name, _, value = line.partition(b":")
+        if name.lower() == b"transfer-encoding" and value.strip(b" \t").lower() != b"chunked":
+            # Twisted passes over `identity`; others in front of us may not.
+            self._respondToBadRequestAndDisconnect()  # type: ignore[no-untyped-call]
+            return False
         try:
             return bool(super().headerReceived(line))  # type: ignore[no-untyped-call]
         except ValueError:  # a Content-Length of thousands of digits
@@ -197,10 +210,21 @@ class Channel(HTTPChannel):
 
     def allHeadersReceived(self) -> None:  # noqa: N802
         """The head is complete."""
-        self._in_head = False
+        self._in_head = self._hurried = False
+        self.site.touch(self)
         self.setTimeout(IDLE_TIMEOUT)  # type: ignore[no-untyped-call]
         self.requests[-1].head_received(self._command, self._path, self._version)
         super().allHeadersReceived()  # type: ignore[no-untyped-call]
+
+    def hurry(self, seconds: float) -> None:
+        """Give the body that comes now so long in all, and close the connection then."""
+        self._hurried = True
+        self.setTimeout(seconds)  # type: ignore[no-untyped-call]
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody works on a request of it, and none has come whole so far as its head."""
+        return self._in_head or not self.requests
 
     def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802
         """Say why before closing."""
@@ -211,7 +235,8 @@ class Site(server.Site):
     """All connections.
 
     :ivar bodies: how much is held of all request bodies.
-    :ivar channels: the connections that stand.
+    :ivar channels: the connections that stand, in the order of their last requests.
+    :ivar most: as many may stand.
     """
 
     protocol = Channel  # type: ignore[assignment]
@@ -221,9 +246,28 @@ class Site(server.Site):
     ) -> None:
         super().__init__(root, Request, timeout=IDLE_TIMEOUT, reactor=reactor)  # type: ignore[no-untyped-call]
         self.bodies = bodies
-        self.channels: set[Channel] = set()
+        self.channels: dict[Channel, None] = {}
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.most = sys.maxsize if soft == resource.RLIM_INFINITY else int(soft * DESCRIPTORS)
         self._gate = gate
         self._limit_for = limit_for
+
+    def enter(self, channel: Channel) -> None:
+        """Take in a connection.
+
+        Where as many stand as may, the one that has been idle for longest is closed; if no other is idle, the new one.
+        """
+        self.channels[channel] = None
+        if len(self.channels) > self.most:
+            closed = next(each for each in self.channels if each.idle)
+            del self.channels[closed]  # now: more may come before its loss is told
+            closed.transport.abortConnection()  # type: ignore[union-attr]
+
+    def touch(self, channel: Channel) -> None:
+        """Note that a request has come on a connection."""
+        if channel in self.channels:
+            del self.channels[channel]
+            self.channels[channel] = None
 
     def admit(self, request: Request) -> int | None:
         """Let a request in by its head; gives the largest body it may have in bytes, None for any.
