@@ -16,7 +16,11 @@ from typing import Any
 
 import zstandard
 from attrs import field, frozen
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header  # type: ignore[import-untyped]
+
+from foreman.ollama import forms
+from foreman.ollama.bulk import TOO_MANY, is_bulky
+
+TOO_DEEP = "the body is nested too deeply"
 
 _ZSTD_LIMIT = 20 * 2**20
 _ZSTD_WINDOW = 8 * 2**20
@@ -129,15 +133,15 @@ class Unreadable:
 
 
 def read(
-    path: str, body: bytes, content_type: str | None = None, content_encoding: str | None = None
+    path: str, body: bytes, content_type: str | None = None, content_encoding: str | None = None, query: bytes = b""
 ) -> Inference | Unreadable:
     """Read the body of an inference or embedding route.
 
     :param path: the route, one of those of `Kind.QUEUE` and `Kind.EMBED`.
-    :param content_type: and `content_encoding`: the headers' values.
+    :param content_type: and `content_encoding`: the headers' values; `query`: what stands behind the path's `?`.
     """
     if path == "/v1/audio/transcriptions":
-        return _read_form(body, content_type or "")
+        return _read_form(body, content_type or "", query)
     streams = path in ("/api/chat", "/api/generate")
     try:
         body = in_clear(path, body, content_encoding)
@@ -145,7 +149,7 @@ def read(
         return Unreadable(reason=str(error), stream=streams)
     try:
         members = _members(body)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Unreadable(reason=str(error), empty=not body.strip(b" \t\r\n"), stream=streams)
     fields, faults = _fields(members, _SHAPES[path])
     options: dict[str, Any] = {}
@@ -176,7 +180,7 @@ def plain_show(body: bytes) -> str | None:
     """The model that the body of `/api/show` asks for, None if it asks for anything beyond the plain answer."""
     try:
         fields, faults = _fields(_members(body), _SHOW)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     name: str = fields.pop("model", "") or fields.get("name", "")
     fields.pop("name", None)
@@ -209,9 +213,14 @@ _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_no_such_con
 
 
 def _members(body: bytes) -> tuple[tuple[str, Any], ...]:
-    """The members of the object that a body begins with; ValueError or RecursionError if it begins with none."""
+    """The members of the object that a body begins with; ValueError if it begins with none that can be read."""
+    if is_bulky(body):
+        raise Misfit(TOO_MANY)
     text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
-    value, _ = _DECODER.raw_decode(text)
+    try:
+        value, _ = _DECODER.raw_decode(text)
+    except RecursionError:
+        raise Misfit(TOO_DEEP) from None
     if value is None:
         return ()
     if not isinstance(value, tuple):
@@ -371,26 +380,14 @@ def in_clear(path: str, body: bytes, content_encoding: str | None) -> bytes:
     return clear
 
 
-def _read_form(body: bytes, content_type: str) -> Inference | Unreadable:
-    """Read `multipart/form-data`, whose answer never streams: the first field `model` that is not a file."""
-    main, parameters = parse_options_header(content_type)
-    model: bytes | None = None
+def _read_form(body: bytes, content_type: str, query: bytes) -> Inference | Unreadable:
+    """Read a form, whose answer never streams."""
     try:
-        if main not in ("multipart/form-data", "multipart/mixed"):
-            raise Misfit("not a form")
-        for event in PushMultipartParser(parameters.get("boundary", "")).parse(body):
-            if isinstance(event, MultipartSegment):
-                model = b"" if event.name == "model" and event.filename is None else None
-            elif model is not None:
-                if event is None:  # the field's end
-                    break
-                model += event
-    except (ValueError, MultipartError) as error:
+        model = forms.model_of(body, content_type, query)
+    except ValueError as error:
         return Unreadable(reason=str(error), empty=not body)
-    if model is None:
-        return Unreadable(reason="the form has no model")
     return Inference(
-        model=model.decode("utf-8", "replace"),
+        model=model,
         stream=False,
         keep_alive=None,
         options="{}",

@@ -18,7 +18,7 @@ LONGEST_WAIT = 300.0
 LONGEST_KEY = 255
 """Characters of an idempotency key."""
 
-_PREFERENCE = re.compile(r'\s*([^\s=;,"]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*)))?[^,]*')
+_PREFERENCE = re.compile(r'([^\s=;,"]+)\s*(?:=\s*(?:"([^"]*)"|([^\s;,"]*)))?[^,]*')
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 

@@ -25,7 +25,7 @@ from foreman.ollama.embedder import Embedder
 from foreman.ollama.exchange import Sink
 from foreman.ollama.inventory import POLL_TIMEOUT, Inventory
 from foreman.ollama.listings import KeptAnswer
-from foreman.ollama.names import is_cloud, normalise
+from foreman.ollama.names import is_cloud, is_valid, normalise
 from foreman.ollama.requests import Inference, Unreadable
 from foreman.ollama.routes import Kind, Route, match, redirect_page
 from foreman.ollama.target import Target
@@ -217,7 +217,8 @@ class NativeFace:
         if key is not None and (repeated := await self.store.repeated(key)) is not None:
             respond_async.answer(request, repeated)
             return
-        read = requests.read(route.path, body, request.getHeader("content-type"), request.getHeader("content-encoding"))
+        content_type, encoding = request.getHeader("content-type"), request.getHeader("content-encoding")
+        read = requests.read(route.path, body, content_type, encoding, query=request.uri.partition(b"?")[2])
         if isinstance(read, Unreadable):
             if read.empty:
                 await self._carry(request, route)
@@ -241,7 +242,7 @@ class NativeFace:
 
     async def _passes(self, request: Request, route: Route, read: Inference) -> bool:
         """Answer a call that never queues; False if this is none."""
-        if read.model == "" or is_cloud(read.model):
+        if not is_valid(read.model) or is_cloud(read.model):
             await self._carry(request, route)
         elif route.kind is Kind.EMBED and self.embedder is not None and self.embedder.is_named(read.model):
             await self._embed(request, route, read, self.embedder)

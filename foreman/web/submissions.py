@@ -6,6 +6,7 @@ job when it runs.  Pure functions: whether a model exists is not asked here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,9 @@ from attrs import field, frozen
 from foreman.durations import parse_duration
 from foreman.job import NewJob, Runner, Submission
 from foreman.ollama import requests
+from foreman.ollama.bulk import TOO_MANY, is_bulky
 from foreman.ollama.names import is_cloud, is_valid
-from foreman.ollama.requests import Inference, Unreadable
+from foreman.ollama.requests import TOO_DEEP, Inference, Unreadable
 from foreman.ollama.routes import Kind, match
 from foreman.web.errors import BadRequest
 from foreman.webhooks.policy import AddressPolicy, AddressRefused, BadURL
@@ -35,6 +37,8 @@ MOST_NAMED = 100
 
 OWN_FIELDS = ("state_webhook_url", "endpoint", "metadata", "expires_in", "timeout")
 """Foreman's own, which the target never sees."""
+
+_LINE = re.compile(rb"\S[^\n]*")
 
 _UNSUITABLE = ("/v1/audio/transcriptions",)
 """Routes of the queue whose body is not JSON."""
@@ -83,11 +87,16 @@ def numbered_lines(body: bytes) -> list[tuple[int, bytes]]:
 
     :raise BadRequest: there are none, or too many.
     """
-    lines = [(number, line) for number, line in enumerate(body.split(b"\n"), start=1) if line.strip()]
+    lines: list[tuple[int, bytes]] = []
+    number, at = 1, 0
+    for line in _LINE.finditer(body):
+        if len(lines) == MOST_LINES:
+            raise BadRequest(f"the body holds more jobs than the {MOST_LINES} that are taken at once")
+        number += body.count(b"\n", at, line.start())
+        at = line.start()
+        lines.append((number, line[0]))
     if not lines:
         raise BadRequest("the body holds no jobs: one JSON object a line")
-    if len(lines) > MOST_LINES:
-        raise BadRequest(f"the body holds {len(lines)} jobs, at most {MOST_LINES} are taken at once")
     return lines
 
 
@@ -96,6 +105,8 @@ def read(body: bytes, policy: AddressPolicy) -> Draft:
 
     :raise BadRequest: the text begins with the place that is wrong.
     """
+    if is_bulky(body):
+        raise BadRequest(TOO_MANY)
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -105,7 +116,7 @@ def read(body: bytes, policy: AddressPolicy) -> Draft:
     own = {name: document.pop(name) for name in OWN_FIELDS if name in document}
     endpoint = _endpoint(own.get("endpoint"))
     # What came without fields of foreman's goes on as it came.
-    native = orjson.dumps(document) if own else body
+    native = _dumped(document) if own else body
     inference = requests.read(endpoint, native)
     _check_model(document, inference)
     _check_native(endpoint, document)
@@ -127,6 +138,13 @@ def read(body: bytes, policy: AddressPolicy) -> Draft:
 # -- foreman's own fields: null is the same as absent ------------------------------------------------------------------
 
 
+def _dumped(value: object) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:  # what was read can be written, up to a depth
+        raise BadRequest(TOO_DEEP) from None
+
+
 def _endpoint(value: object) -> str:
     if value is None:
         return "/api/chat"
@@ -142,7 +160,7 @@ def _metadata(value: object) -> str | None:
         return None
     if not isinstance(value, dict):
         raise BadRequest("metadata: must be an object")
-    text = orjson.dumps(value)
+    text = _dumped(value)
     if len(text) > MOST_METADATA:
         raise BadRequest(f"metadata: must be at most {MOST_METADATA} bytes of JSON, not {len(text)}")
     return text.decode()
@@ -178,6 +196,8 @@ def _duration(name: str, value: object) -> float | None:
 def _check_model(document: Mapping[str, Any], read: Inference | Unreadable) -> None:
     if not read.model:
         given = document.get("model")
+        if isinstance(read, Unreadable) and isinstance(given, str) and given:
+            raise BadRequest(read.reason)
         raise BadRequest("model: missing" if given in (None, "") else "model: must be a string")
     if not is_valid(read.model):
         raise BadRequest("model: not a valid model name")

@@ -38,7 +38,7 @@ def errand_of(job: Job, submission: Submission) -> Errand:
     return Errand(
         route=route,
         path=route.target,
-        headers=((b"content-type", submission.content_type.encode()),),
+        headers=((b"content-type", submission.content_type.encode("latin-1")),),
         body=lambda: body,
         inference=inference,
     )

@@ -153,7 +153,7 @@ def settings_of(model: FakeModel, options: Mapping[str, Any], *, shift: bool = T
     for key, value in options.items():
         _check_option(key, value)
     wanted = {key: options.get(key) if options.get(key) is not None else usual for key, usual in _LOAD_TIME.items()}
-    wanted["num_ctx"] = min(int(str(wanted["num_ctx"])), model.context_length)
+    wanted["num_ctx"] = min(int(float(str(wanted["num_ctx"]))), model.context_length)
     return (*wanted.items(), ("shift", shift))
 
 
