@@ -23,14 +23,11 @@ from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.routes import Api
 from foreman.tick import Tick
 from foreman.web.errors import error_body, message_of, respond_error, status_of
+from foreman.web.pace import CLIENT_STALL, unsent
 from foreman.work.switchboard import Errand
 
 BUFFER = 1024 * 1024
 """Bytes of an answer that may wait for a slow client before the target is made to wait."""
-
-CLIENT_STALL = 60.0
-"""Seconds (beats of the tick) for which a client may accept nothing while data waits."""
-
 
 FILL_EVERY = 30.0
 """Seconds between two bytes of filler on a held line."""
@@ -142,13 +139,7 @@ class Outflow:
         """The connection is gone; `notifyFinish` tells the rest."""
 
     def _backlog(self) -> int:
-        """Bytes that the transport still holds; 0 where it does not tell."""
-        transport: Any = self._request.transport
-        return (
-            len(getattr(transport, "dataBuffer", b""))
-            - getattr(transport, "offset", 0)
-            + getattr(transport, "_tempDataLen", 0)
-        )
+        return unsent(self._request)
 
     def _beat(self, slept: bool) -> None:
         unsent = self._backlog()
