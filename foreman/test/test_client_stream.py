@@ -1,0 +1,193 @@
+"""Reading along: over drops, restarts and new attempts the answer is told once, and told whole."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from attrs import define, field
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foreman.client import Chunk, JobFailed, JobInfo, JobState, WaitTimeout
+from foreman.client.asking import Asking
+from foreman.client.calls import Calls
+from foreman.client.documents import read
+from foreman.client.steps import Give, Lost, NextLine, Reply, Return, Send, Sleep, advance
+
+
+def line(text: str, *, done: bool = False, thinking: str = "", chat: bool = True, **more: Any) -> bytes:
+    """A line of a native stream."""
+    said = {"content" if chat else "response": text, **({"thinking": thinking} if thinking else {}), **more}
+    return json.dumps({"model": "m", **({"message": said} if chat else said), "done": done}).encode()
+
+
+CUT = None
+"""Where a connection breaks."""
+
+
+@define
+class Stage:
+    """A foreman that plays connections: for each the lines that come, and where it breaks.
+
+    :ivar connections: a connection that does not break ends by itself.
+    :ivar job: what is said of the job, whenever it is asked for.
+    """
+
+    connections: list[list[bytes | None]]
+    job: dict[str, Any] = field(factory=lambda: {"job_id": "J", "state": "done", "created_at": "2026-11-21T10:24:00Z"})
+    endpoint: str = "/api/chat"
+    now: float = 0.0
+
+    def read(self, timeout: float | None = None) -> list[Chunk]:
+        """Read along to the end."""
+        asking = Asking(patience=60, clock=lambda: self.now, chance=lambda: 0.5)
+        calls = Calls(lambda document: read(JobInfo, document), asking)
+        job = JobInfo(job_id="J", state=JobState.QUEUED, endpoint=self.endpoint)
+        call = calls.stream(job, timeout=timeout)
+        chunks, lines = [], iter(list[bytes | None]())
+        step = advance(call)
+        while not isinstance(step, Return):
+            self.now += 0.01
+            match step:
+                case Give(chunk):
+                    chunks.append(chunk)
+                    step = advance(call)
+                case Sleep(seconds):
+                    self.now += seconds
+                    step = advance(call)
+                case Send(follow=True):
+                    lines = iter([*self.connections.pop(0), b"end"] if self.connections else [b"end"])
+                    step = advance(call, Reply(status=200))
+                case Send():
+                    step = advance(call, Reply(status=200, body=json.dumps(self.job).encode()))
+                case NextLine():
+                    following = next(lines)
+                    if following is CUT:
+                        step = advance(call, error=Lost("reset"))
+                    else:
+                        step = advance(call, None if following == b"end" else following)
+        return chunks
+
+
+def told(chunks: list[Chunk]) -> tuple[str, str]:
+    """The text and the thinking, put together as the documentation says."""
+    text = thinking = ""
+    for chunk in chunks:
+        if chunk.is_restart:
+            text = thinking = ""
+        text += chunk.text
+        thinking += chunk.thinking
+    return text, thinking
+
+
+def test_a_stream_is_told_as_it_comes() -> None:
+    """Without any trouble each line is a chunk, and the last one says so."""
+    chunks = Stage([[b" ", line("Be"), line("cause"), line("", done=True)]]).read()
+    assert [(chunk.text, chunk.is_last, chunk.is_restart) for chunk in chunks] == [
+        ("Be", False, False),
+        ("cause", False, False),
+        ("", True, False),
+    ]
+
+
+def test_what_was_told_is_not_told_again() -> None:
+    """After a drop foreman repeats what there is in one line: only what is new is told."""
+    chunks = Stage([[line("Be"), line("cau"), CUT], [line("Because"), line(" of"), line("", done=True)]]).read()
+    assert [chunk.text for chunk in chunks] == ["Be", "cau", "se", " of", ""]
+    assert not any(chunk.is_restart for chunk in chunks)
+
+
+def test_a_line_that_repeats_and_no_more_tells_nothing() -> None:
+    """Coming back before anything new was said is no chunk at all."""
+    chunks = Stage([[line("Be"), CUT], [line("Be"), CUT], [line("Be", done=True)]]).read()
+    assert [(chunk.text, chunk.is_last) for chunk in chunks] == [("Be", False), ("", True)]
+
+
+def test_another_attempt_is_a_restart() -> None:
+    """When the attempt has failed and another says something else, the chunk tells to throw away what was said."""
+    first = [line("Be"), line("cause"), b'{"error": "the attempt has failed and the job waits again"}']
+    stage = Stage([[*first], [line("Wh"), line("y?"), line("", done=True)]])
+    chunks = stage.read()
+    assert [chunk.is_restart for chunk in chunks] == [False, False, True, False, False]
+    assert told(chunks) == ("Why?", "")
+
+
+def test_tool_calls_are_told_once() -> None:
+    """Calls of tools are not repeated after a drop either."""
+    one, two = {"function": {"name": "one"}}, {"function": {"name": "two"}}
+    chunks = Stage(
+        [[line("", tool_calls=[one]), CUT], [line("", tool_calls=[one, two]), line("", done=True)]],
+    ).read()
+    assert [chunk.tool_calls for chunk in chunks] == [(one,), (two,), ()]
+
+
+def test_a_job_that_fails_raises_at_the_end() -> None:
+    """What came is told, then the error says how the job failed."""
+    failed = {"job_id": "J", "state": "failed", "error": {"code": "timeout", "message": "Too long."}}
+    stage = Stage([[line("Be"), b'{"error": "Too long."}']], job=failed)
+    with pytest.raises(JobFailed, match="Too long"):
+        stage.read()
+
+
+def test_what_does_not_stream_comes_in_one_piece() -> None:
+    """A `/v1` job's answer is one chunk, with its text."""
+    artifacts = [{"name": "content", "content_type": "t", "size": 1, "sha256": "", "inline": "Because."}]
+    document = {"state": "done", "created_at": "2026-11-21T10:24:00Z", "result": {"id": 1}, "artifacts": artifacts}
+    stage = Stage([], job={"job_id": "J", **document}, endpoint="/v1/chat/completions")
+    [chunk] = stage.read()
+    assert (chunk.text, chunk.is_last, chunk.document) == ("Because.", True, {"id": 1})
+
+
+def test_a_stream_keeps_the_callers_time() -> None:
+    """With a `timeout`, a job that is not over by then ends the reading."""
+    working = {"job_id": "J", "state": "working"}
+    stage = Stage([[line("Be"), CUT]] * 1000, job=working)
+    with pytest.raises(WaitTimeout):
+        stage.read(timeout=30)
+    assert 30 <= stage.now < 31
+
+
+pieces = st.lists(st.text("ab", max_size=3), min_size=1, max_size=6)
+"""Few letters, so that attempts begin alike."""
+
+
+@st.composite
+def performances(draw: st.DrawFn) -> tuple[list[list[bytes | None]], str, str, bool]:
+    """Connections as foreman would have them: over some attempts, each read in some connections.
+
+    Gives the last attempt's text and thinking too, and whether it is a chat.
+    """
+    chat = draw(st.booleans())
+    connections: list[list[bytes | None]] = []
+    attempts = draw(st.lists(st.tuples(pieces, pieces), min_size=1, max_size=3))
+    for number, (said, thought) in enumerate(attempts):
+        parts = [("", each) for each in thought] + [(each, "") for each in said]
+        cuts = sorted(draw(st.lists(st.integers(0, len(parts)), max_size=4)))
+        for at, until in pairwise([0, *cuts, len(parts)]):
+            texts, thoughts = ("".join(each) for each in (zip(*parts[:at], strict=True) if at else ("", "")))
+            so_far = [line(texts, thinking=thoughts, chat=chat)] if at else []
+            lines = [line(text, thinking=thinking, chat=chat) for text, thinking in parts[at:until]]
+            connections.append([*so_far, *lines, CUT])
+        if number == len(attempts) - 1:
+            connections[-1][-1] = line("", done=True, chat=chat)
+        elif draw(st.booleans()):
+            connections[-1][-1] = b'{"error": "the attempt has failed"}'
+        # Else the attempt ends while nobody reads.
+    said, thought = attempts[-1]
+    return connections, "".join(said), "".join(thought), chat
+
+
+@given(performances())
+def test_however_it_is_cut_the_last_attempt_is_told_whole(
+    performance: tuple[list[list[bytes | None]], str, str, bool],
+) -> None:
+    """Cut anywhere, over any number of attempts, seen or not: put together, the chunks are the answer."""
+    connections, text, thinking, chat = performance
+    stage = Stage(connections, endpoint="/api/chat" if chat else "/api/generate")
+    chunks = stage.read()
+    assert told(chunks) == (text, thinking)
+    assert [chunk.is_last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert stage.connections == []
