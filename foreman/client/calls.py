@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -330,7 +331,11 @@ def _json(document: Mapping[str, Any]) -> bytes:
 
 
 def _headers(content_type: str, key: str | None = None) -> dict[str, str]:
-    return {"Content-Type": content_type, **({} if key is None else {"Idempotency-Key": key})}
+    if key is None:
+        return {"Content-Type": content_type}
+    if not re.fullmatch("[!-~](?:[ -~]{0,253}[!-~])?", key):
+        raise ValueError(f"an idempotency key is 1 to 255 printable ASCII characters, not {key!r}")
+    return {"Content-Type": content_type, "Idempotency-Key": key}
 
 
 def _submitting(document: Mapping[str, Any], key: str) -> Send:

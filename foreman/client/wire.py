@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing, closing
@@ -25,7 +26,7 @@ class Address:
 
     :param base_url: such as `http://127.0.0.1:8080`.
     :param token: None if foreman has none.
-    :raise ValueError: the URL cannot be one.
+    :raise ValueError: one of them cannot be right.
     """
 
     def __init__(self, base_url: str, token: str | None) -> None:
@@ -34,6 +35,8 @@ class Address:
             raise ValueError(f"not a URL such as http://127.0.0.1:8080: {base_url!r}")
         self._headers = {"User-Agent": f"foreman/{__version__}"}
         if token is not None:
+            if not re.fullmatch("[!-~]+", token):
+                raise ValueError("a token is printable ASCII without blanks")
             self._headers["Authorization"] = f"Bearer {token}"
 
     def request(self, http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
