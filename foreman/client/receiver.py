@@ -12,7 +12,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from foreman.client.errors import InvalidSignature, NotForeman, WaitTimeout
-from foreman.client.signatures import TOLERANCE, event_of, verify
+from foreman.client.signatures import event_of, key_of, verify
 from foreman.client.values import WebhookEvent
 
 KEPT = 10_000
@@ -46,13 +46,14 @@ class Receiver:
     :param host: the address to listen on.
     :param port: 0 for any that is free.
     :param url: how foreman reaches this, if not by `host` and `port`.
+    :raise ValueError: the secret cannot be one.
     :ivar url: for `state_webhook_url`; its path cannot be guessed, unless `url` was given.
     """
 
     def __init__(
         self, *, secret: str | bytes | None, host: str = "127.0.0.1", port: int = 0, url: str | None = None
     ) -> None:
-        self._secret = secret
+        self._key = None if secret is None else key_of(secret)
         self._changed = Condition()
         self._last: OrderedDict[str, WebhookEvent] = OrderedDict()
         self._unread: deque[WebhookEvent] = deque(maxlen=KEPT)
@@ -105,7 +106,7 @@ class Receiver:
     # -- the server's side -------------------------------------------------------------------------------------------
 
     def _take(self, headers: dict[str, str], body: bytes) -> None:
-        event = event_of(body) if self._secret is None else verify(headers, body, self._secret, tolerance=TOLERANCE)
+        event = event_of(body) if self._key is None else verify(headers, body, self._key)
         with self._changed:
             last = self._last.get(event.job_id)
             if last is not None and last.sequence >= event.sequence:

@@ -34,9 +34,9 @@ def verify(
     :param now: Unix seconds; unless said, what the clock says.
     :raise InvalidSignature: it does not prove that it is foreman's, or not that it is fresh.
     :raise NotForeman: it is signed, and yet no event.
-    :raise ValueError: the secret begins with `whsec_` and is not base64.
+    :raise ValueError: the secret is empty, or begins with `whsec_` and is not base64.
     """
-    key = _key(secret)
+    key = key_of(secret)
     try:
         if tolerance is not None or any(name.lower() == signing.SIGNATURE for name in headers):
             moment = time.time() if now is None else now
@@ -59,10 +59,20 @@ def event_of(body: bytes) -> WebhookEvent:
         raise NotForeman(f"no event: {error}") from None
 
 
-def _key(secret: str | bytes) -> bytes:
-    """The key that a secret stands for, as foreman reads it."""
+def key_of(secret: str | bytes) -> bytes:
+    """The key that a secret stands for, as foreman reads it.
+
+    :raise ValueError: it is empty, or begins with `whsec_` and is not base64.
+    """
     if isinstance(secret, bytes):
-        return secret
-    if secret.startswith("whsec_"):
-        return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    return secret.encode("utf-8", "surrogateescape")
+        key = secret
+    elif secret.startswith("whsec_"):
+        try:
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError as error:
+            raise ValueError(f"the secret begins with whsec_ and is not base64: {error}") from None
+    else:
+        key = secret.encode("utf-8", "surrogateescape")
+    if not key:
+        raise ValueError("the secret is empty")
+    return key

@@ -58,8 +58,15 @@ def test_secrets_are_read_as_foreman_reads_them() -> None:
     verify(signed(BODY, b"key"), BODY, "whsec_a2V5", now=NOW)
     verify(signed(BODY, "schlüssel".encode()), BODY, "schlüssel", now=NOW)
     verify(signed(BODY, b"whsec_a2V5"), BODY, b"whsec_a2V5", now=NOW)
-    with pytest.raises(ValueError, match="padding"):
-        verify(signed(BODY, b"key"), BODY, "whsec_!", now=NOW)
+
+
+@pytest.mark.parametrize("secret", ["whsec_!", "whsec_", "", b""])
+def test_a_secret_that_cannot_be_one_is_said_to_be(secret: str | bytes) -> None:
+    """A secret that is empty, by a variable that is not set, lets nobody in: anybody could sign with it."""
+    with pytest.raises(ValueError, match="secret"):
+        verify(signed(BODY, b""), BODY, secret, now=NOW)
+    with pytest.raises(ValueError, match="secret"):
+        Receiver(secret=secret)
 
 
 def test_either_secret_will_do_while_they_are_changed() -> None:

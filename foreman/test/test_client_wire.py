@@ -98,7 +98,7 @@ def test_a_url_that_cannot_be_one_is_refused_at_once(url: str) -> None:
 
 def test_what_cannot_be_sent_is_refused_at_once() -> None:
     """A token read with its newline, or an odd key, is an error where it was made; the token is not shown."""
-    with pytest.raises(ValueError, match="^a token is printable ASCII without blanks$"):
+    with pytest.raises(ValueError, match=r"^a token is printable ASCII without blanks$"):
         Foreman(token="s3cret\n")
     client, slept = blocking(well)
     for key in ("a\nb", "ä", " a", "x" * 256):
