@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: run demo test test-clients lint bench docs clean
+.PHONY: run demo test test-clients lint audit requirements bench bench-report docs clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -40,13 +40,32 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed .venv-bench/.installed
+# The daemon's dependencies: the pins of the container install, and none has a known vulnerability.  That is asked of a
+# service on the net; where it does not answer this fails and says so, since then nothing is known.
+audit: .venv-audit/.installed
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --dry-run --ignore-installed \
+		-r requirements/server.txt
+	.venv-audit/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements/server.txt
+
+# Pins anew, to what is newest today: what the container installs, and the packages of `make test-clients`.
+COMPILE = .venv-audit/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--custom-compile-command 'make requirements' --output-file
+requirements: .venv-audit/.installed
+	$(COMPILE) requirements/server.txt --generate-hashes --extra server setup.cfg
+	$(COMPILE) $(CLIENTS)/requirements-current.txt $(CLIENTS)/requirements-current.in
+	$(COMPILE) $(CLIENTS)/requirements-older.txt $(CLIENTS)/requirements-older.in
+
+# Measures (BENCH="--quick scale …" for some, roughly) into benchmarks/results.json; `make bench-report` makes the page of it.
+bench: $(VENV)/.installed .venv-bench/.installed .venv-bench-litellm/.installed
 	$(BIN)/python -m benchmarks $(BENCH)
 
-# What `make bench` compares foreman with; where it cannot be installed that part is left out.
-.venv-bench/.installed:
-	-$(PYTHON) -m venv .venv-bench && .venv-bench/bin/pip install --quiet --disable-pip-version-check \
-		uvicorn starlette httpx && echo '*' > .venv-bench/.gitignore && touch $@
+bench-report: $(VENV)/.installed .venv-bench/.installed
+	$(BIN)/python -m benchmarks.report
+
+# What `make bench` compares foreman with, and what draws; where it cannot be installed that part is left out.
+.venv-%/.installed: requirements/%.txt
+	-$(PYTHON) -m venv .venv-$* && .venv-$*/bin/pip install --quiet --disable-pip-version-check -r $< && \
+		echo '*' > .venv-$*/.gitignore && touch $@
 
 # The parts of the documentation that are made from others.
 docs: $(VENV)/.installed
@@ -54,4 +73,4 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m foreman.config > docs/configuration.md
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-clients $(CLIENTS)/node_modules build dist *.egg-info
+	rm -rf $(VENV) .venv-audit .venv-bench .venv-bench-litellm .venv-clients $(CLIENTS)/node_modules build dist *.egg-info

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import platform
+import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import Bench, Missing
-from benchmarks.results import Result, save, table
+from benchmarks.results import Result, Section, save, table
 
 NAMES = (
     "first_byte",
@@ -26,6 +31,7 @@ NAMES = (
     "jobs",
     "choosing",
     "start",
+    "scale",
     "memory",
     "growth",
     "stalled",
@@ -52,7 +58,8 @@ def main() -> int:
     # An end by signal takes the children along.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
-    results: list[Result] = []
+    commit, machine = _commit(), _machine()
+    sections: list[Section] = []
     broken = False
     with tempfile.TemporaryDirectory(prefix="foreman-bench-") as folder:
         for name in options.names or NAMES:
@@ -61,8 +68,9 @@ def main() -> int:
             own.mkdir()
             started = time.monotonic()
             module: Any = importlib.import_module(f"benchmarks.{name}")
+            bench = Bench(own, options.quick)
             try:
-                taken: list[Result] = module.measure(Bench(own, options.quick))
+                taken: list[Result] = module.measure(bench)
             except Missing as missing:
                 print(f"  left out: there is no {missing}")
                 continue
@@ -74,10 +82,39 @@ def main() -> int:
                 shutil.rmtree(own)
             print(table(taken))
             print(f"  ({time.monotonic() - started:.0f} s)", flush=True)
-            results += taken
-    print("\n" + table(results))
-    save(results, RESULTS)
+            sections.append(
+                Section(
+                    benchmark=name,
+                    commit=commit,
+                    machine=machine,
+                    at=datetime.now(UTC).date().isoformat(),
+                    quick=options.quick,
+                    results=tuple(taken),
+                    left_out=tuple(bench.left_out),
+                )
+            )
+    print("\n" + table([result for section in sections for result in section.results]))
+    save(sections, RESULTS)
     return int(broken)
+
+
+def _commit() -> str:
+    """The commit that is measured; `+` behind it when what git knows of was changed since."""
+    if not (Path(__file__).parents[1] / ".git").exists():
+        return "unknown"
+    here = ["git", "-C", str(Path(__file__).parents[1])]
+    name = subprocess.run([*here, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True).stdout
+    changed = subprocess.run([*here, "diff", "--quiet", "HEAD"], check=False).returncode != 0
+    return name.strip() + "+" * changed
+
+
+def _machine() -> str:
+    cpu = platform.machine()
+    if found := re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        cpu = found[1]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    python = platform.python_version()
+    return f"{os.cpu_count()} x {cpu}, {memory:.0f} GiB, {platform.system()}, Python {python}"
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import time
 from contextlib import ExitStack
 from statistics import median
 
-from benchmarks.processes import Bench, Missing, Running
+from benchmarks.processes import Bench, Running
 from benchmarks.results import Result, at_most, told
-from benchmarks.wire import Connection, Crowd, chat, lines_model
+from benchmarks.wire import Connection, Crowd, lines_model
 
 STREAMS = 50
 INTERVAL = 10
@@ -20,7 +20,7 @@ INTERVAL = 10
 GO_TO_NGINX = 54 / 34
 """A Go reverse proxy's processor time for a chunk over nginx's, where both were measured."""
 
-_MADE_AT = re.compile(rb'"at":"([0-9]{16})"')
+_MADE_AT = re.compile(rb'"content": ?"([0-9]{16})x')
 
 
 def measure(bench: Bench) -> list[Result]:
@@ -30,16 +30,12 @@ def measure(bench: Bench) -> list[Result]:
     with ExitStack() as stack:
         stub = stack.enter_context(bench.stub(one))
         servers: dict[str, Running] = {"direct": stub, "foreman": stack.enter_context(bench.foreman(stub.port))}
-        for name, proxy in (("nginx", bench.nginx), ("starlette+httpx", bench.plain_proxy)):
-            try:
-                servers[name] = stack.enter_context(proxy(stub.port))
-            except Missing as missing:
-                print(f"  left out: there is no {missing}")
+        servers |= bench.peers(stack, stub.port)
         ages: dict[str, list[float]] = {name: [] for name in servers}
         costs: dict[str, list[float]] = {name: [] for name in servers}
         for _ in range(rounds):
             for name, server in servers.items():
-                ages[name] += _ages(server.port, one)
+                ages[name] += _ages(server, one)
                 if server is not stub:
                     costs[name].append(_cost(server, carried, lines))
     added = {name: (median(taken) - median(ages["direct"])) * 1e6 for name, taken in ages.items()}
@@ -62,11 +58,11 @@ def measure(bench: Bench) -> list[Result]:
     return results
 
 
-def _ages(port: int, model: str) -> list[float]:
+def _ages(server: Running, model: str) -> list[float]:
     """Seconds from the making of each line until the client had it."""
     ages = []
-    with Connection(port) as connection:
-        connection.socket.sendall(chat(model))
+    with Connection(server.port) as connection:
+        connection.socket.sendall(server.chat(model))
         for piece in connection.pieces():
             now = time.monotonic()
             ages += [now - int(made) / 1e6 for made in _MADE_AT.findall(piece)]
@@ -77,6 +73,6 @@ def _cost(server: Running, model: str, lines: int) -> float:
     """Seconds of processor time for one chunk of many streams at once."""
     with Crowd(server.port, STREAMS) as crowd:
         before = server.cpu()
-        crowd.send(chat(model))
+        crowd.send(server.chat(model))
         crowd.run(lambda: crowd.finished == STREAMS)
         return (server.cpu() - before) / (STREAMS * lines)

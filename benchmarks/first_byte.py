@@ -1,6 +1,7 @@
 """What foreman adds to a small streamed sync chat of one client, its row committed first.
 
-Held against no proxy at all, nginx, and a Starlette + httpx proxy that stores nothing.
+Held against no proxy at all and against others, none of which stores anything: nginx, Starlette + httpx as a proxy is
+commonly written, and LiteLLM's proxy, which translates between OpenAI's wire and Ollama's besides.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from statistics import median
 
-from benchmarks.processes import Bench, Missing
+from benchmarks.processes import Bench, Running
 from benchmarks.results import Result, at_most, percentile, told
-from benchmarks.wire import Connection, Timing, chat, lines_model
+from benchmarks.wire import Connection, Timing, lines_model
 
 MODEL = lines_model(4, interval=3)
 """Tokens come one after another: were they all there at once, the head would share the work of the end."""
@@ -23,17 +24,15 @@ def measure(bench: Bench) -> list[Result]:
     rounds, calls = bench.few(8, 4), bench.few(40, 20)
     with ExitStack() as stack:
         stub = stack.enter_context(bench.stub(MODEL))
-        ports = {"direct": stub.port, "foreman": stack.enter_context(bench.foreman(stub.port)).port}
-        for name, proxy in (("nginx", bench.nginx), ("starlette+httpx", bench.plain_proxy)):
-            try:
-                ports[name] = stack.enter_context(proxy(stub.port)).port
-            except Missing as missing:
-                print(f"  left out: there is no {missing}")
-        times: dict[str, list[Timing]] = {name: [] for name in ports}
+        servers: dict[str, Running] = {"direct": stub, "foreman": stack.enter_context(bench.foreman(stub.port))}
+        peers = bench.peers(stack, stub.port)
+        servers |= peers
+        times: dict[str, list[Timing]] = {name: [] for name in servers}
         for _ in range(rounds):
-            for name, port in ports.items():
-                with Connection(port) as connection:
-                    times[name] += [connection.timed(chat(MODEL)) for _ in range(calls + WARM_UP)][WARM_UP:]
+            for name, server in servers.items():
+                wanted = server.chat(MODEL)
+                with Connection(server.port) as connection:
+                    times[name] += [connection.timed(wanted) for _ in range(calls + WARM_UP)][WARM_UP:]
     first = {name: [timing.first_byte * 1000 for timing in taken] for name, taken in times.items()}
     total = {name: median(timing.total * 1000 for timing in taken) for name, taken in times.items()}
     added = {name: median(taken) - median(first["direct"]) for name, taken in first.items()}
@@ -43,11 +42,8 @@ def measure(bench: Bench) -> list[Result]:
         told("first byte, added by foreman, p99", percentile(first["foreman"], 99) - median(first["direct"]), "ms"),
         told("whole answer, added by foreman, p50", total["foreman"] - total["direct"], "ms"),
     ]
-    if "nginx" in added:
-        results.append(told("first byte, added by nginx, p50", added["nginx"], "ms"))
-    if "starlette+httpx" in added:
-        results += [
-            told("first byte, added by starlette+httpx, p50", added["starlette+httpx"], "ms"),
-            at_most("first byte, foreman / starlette+httpx", added["foreman"] / added["starlette+httpx"], "x", 1.5),
-        ]
+    results += [told(f"first byte, added by {name}, p50", added[name], "ms") for name in peers]
+    if "starlette+httpx" in peers:
+        ratio = added["foreman"] / added["starlette+httpx"]
+        results.append(at_most("first byte, foreman / starlette+httpx", ratio, "x", 1.5))
     return results

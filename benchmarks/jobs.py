@@ -37,7 +37,7 @@ def measure(bench: Bench) -> list[Result]:
 def _accepts(bench: Bench) -> list[Result]:
     """Jobs a second while the target is away, so that the queue only grows, and bare SQLite between the rounds."""
     rounds, seconds = bench.few(3, 2), bench.few(2, 1)
-    single = _submission()
+    single = submission()
     batch = request("POST", "/jobs", (_job() + b"\n") * BATCH, "application/x-ndjson")
     ways = {"one": (CLIENTS, single, 1), "many": (BATCH_CLIENTS, batch, BATCH)}
     rates: dict[str, list[float]] = {"one": [], "many": []}
@@ -82,7 +82,7 @@ def _posted(port: int, clients: int, wanted: bytes, seconds: float) -> int:
             assert events, "no client hears anything"
             for key, _ in events:
                 # The rest of an answer is close behind its head.
-                _answer(key.data, 202)
+                answer(key.data, 202)
                 finished += 1
                 if time.monotonic() < until:
                     key.data.socket.sendall(wanted)
@@ -131,11 +131,11 @@ def _latency(bench: Bench) -> list[Result]:
     with bench.stub(MODEL) as stub, bench.foreman(stub.port) as foreman, Connection(foreman.port) as client:
         for _ in range(bench.few(400, 100)):
             started = time.monotonic()
-            client.socket.sendall(_submission())
-            accepted = json.loads(_answer(client, 202))
+            client.socket.sendall(submission())
+            accepted = json.loads(answer(client, 202))
             answers.append((time.monotonic() - started) * 1000)
             client.socket.sendall(request("GET", f"/jobs/{accepted['job_id']}?wait=10"))
-            assert json.loads(_answer(client, 200))["state"] == "done"
+            assert json.loads(answer(client, 200))["state"] == "done"
             [came] = [at for kind, at in stub.events() if kind == "r"]
             waits.append((came - started) * 1000)
     # The first has its model loaded.
@@ -160,7 +160,7 @@ def _webhooks(bench: Bench) -> list[Result]:
         line = _job(state_webhook_url=f"http://127.0.0.1:{receiver.port}/hook") + b"\n"
         with Connection(foreman.port) as client:
             client.socket.sendall(request("POST", "/jobs", line * jobs, "application/x-ndjson"))
-            _answer(client, 202)
+            answer(client, 202)
         wait_until(lambda: _metric(foreman, "foreman_jobs_ended_total", 'state="done"') == jobs, within=10)
         assert _delivered(foreman) == 0
         cost, started = foreman.cpu(), time.monotonic()
@@ -205,7 +205,7 @@ def _looks(bench: Bench) -> list[Result]:
                 wanted = request("GET", f"/jobs/q{random.randint(1, rows - 4):026d}")
                 started = time.perf_counter()
                 client.socket.sendall(wanted)
-                document = _answer(client, 200)
+                document = answer(client, 200)
                 times.append((time.perf_counter() - started) * 1000)
                 assert json.loads(document)["state"] == "queued"
     return [
@@ -222,11 +222,12 @@ def _job(**more: str) -> bytes:
     return json.dumps(document).encode()
 
 
-def _submission() -> bytes:
+def submission() -> bytes:
+    """A small job, as a call."""
     return request("POST", "/jobs", _job())
 
 
-def _answer(connection: Connection, status: int) -> bytes:
+def answer(connection: Connection, status: int) -> bytes:
     """The body of an answer that tells its length; RuntimeError when it has another status."""
     data = connection.receive()
     while b"\r\n\r\n" not in data:

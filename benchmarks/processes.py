@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -11,18 +12,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
-from benchmarks.wire import get
+from benchmarks.wire import chat, get, request
 
 HERE = Path(__file__).parent
-PLAIN_PROXY_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
-"""The interpreter of an environment with uvicorn, starlette and httpx; `make bench` sets it up."""
+BENCH_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
+"""The interpreter of an environment with uvicorn, starlette, httpx and matplotlib; `make bench` sets it up."""
+LITELLM = HERE.parent / ".venv-bench-litellm" / "bin" / "litellm"
+"""LiteLLM's proxy, in an environment of its own: it wants other versions of what the rest uses."""
 
 START = 30.0
 """Seconds a process has to answer after its start, and to end when asked to."""
@@ -46,6 +49,15 @@ http {{
 """
 
 
+PEERS = ("nginx", "starlette+httpx", "litellm")
+"""What foreman is compared with."""
+
+LITELLM_CONFIG = """
+model_list: [{{model_name: "*", litellm_params: {{model: "ollama_chat/*", api_base: "http://127.0.0.1:{target}"}}}}]
+litellm_settings: {{telemetry: false, request_timeout: 600}}
+"""
+
+
 class Missing(Exception):
     """Something that a benchmark needs is not on this machine."""
 
@@ -56,6 +68,10 @@ class Running:
 
     process: subprocess.Popen[bytes]
     port: int
+
+    def chat(self, model: str) -> bytes:
+        """A small chat as it takes one, with a streamed answer."""
+        return chat(model)
 
     def memory(self) -> int:
         """Resident bytes, of its children too."""
@@ -88,6 +104,21 @@ class Running:
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [pid, *map(int, children)]
+
+
+@define
+class LiteLLM(Running):
+    """LiteLLM's proxy: OpenAI's wire before an Ollama.
+
+    :ivar key: what its callers must bring; without one it does not start.
+    """
+
+    key: str
+
+    def chat(self, model: str) -> bytes:
+        """The same chat in OpenAI's words."""
+        document = {"model": model, "messages": [{"role": "user", "content": "Say something."}], "stream": True}
+        return request("POST", "/v1/chat/completions", json.dumps(document).encode(), token=self.key)
 
 
 @define
@@ -165,10 +196,12 @@ class Bench:
 
     :ivar folder: an empty folder of its own.
     :ivar quick: take few samples; the figures will be rough.
+    :ivar left_out: what it should be compared with but is not on this machine.
     """
 
     folder: Path
     quick: bool
+    left_out: list[str] = field(factory=list)
 
     def few(self, many: int, few: int) -> int:
         """So many of something; `few` of it when time is short."""
@@ -215,6 +248,19 @@ class Bench:
                 wait_until(lambda: foreman.health()["target"]["state"] == "up")
             yield foreman
 
+    def peers(self, stack: ExitStack, target: int) -> dict[str, Running]:
+        """Start what foreman is compared with, each before that target; those that are not here are left out."""
+        proxies: tuple[Callable[[int], AbstractContextManager[Running]], ...]
+        proxies = (self.nginx, self.plain_proxy, self.litellm)
+        started = {}
+        for name, proxy in zip(PEERS, proxies, strict=True):
+            try:
+                started[name] = stack.enter_context(proxy(target))
+            except Missing as missing:
+                print(f"  left out: there is no {missing}")
+                self.left_out.append(name)
+        return started
+
     @contextmanager
     def nginx(self, target: int) -> Iterator[Running]:
         """Start nginx before that target; `Missing` without it."""
@@ -231,12 +277,35 @@ class Bench:
     @contextmanager
     def plain_proxy(self, target: int) -> Iterator[Running]:
         """Start a Starlette + httpx proxy before that target; `Missing` where it could not be installed."""
-        if not PLAIN_PROXY_PYTHON.exists():
+        if not BENCH_PYTHON.exists():
             raise Missing("starlette and httpx")
         port = free_port()
-        with self._process([PLAIN_PROXY_PYTHON, HERE / "plain_proxy.py", str(target), str(port)]) as (process, _):
+        with self._process([BENCH_PYTHON, HERE / "plain_proxy.py", str(target), str(port)]) as (process, _):
             wait_until(lambda: answers(port, "/api/version"))
             yield Running(process, port)
+
+    @contextmanager
+    def litellm(self, target: int) -> Iterator[Running]:
+        """Start LiteLLM's proxy before that target; `Missing` where it could not be installed."""
+        if not LITELLM.exists():
+            raise Missing("litellm")
+        port = free_port()
+        config = self.folder / "litellm.yaml"
+        config.write_text(LITELLM_CONFIG.format(target=target))
+        # Its list of prices would come from the net.
+        key = f"sk-{secrets.token_hex()}"
+        environment = {
+            "LITELLM_MASTER_KEY": key,
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_TELEMETRY": "False",
+        }
+        command: list[str | Path] = [LITELLM, "--config", config, "--host", "127.0.0.1", "--port", str(port)]
+        with self._process(command, environment) as (process, _):
+            wait_until(lambda: process.poll() is not None or answers(port, "/health/liveliness"), within=120)
+            if process.poll() is not None:
+                raise Missing("litellm that starts")
+            yield LiteLLM(process, port, key)
 
     @contextmanager
     def _process(

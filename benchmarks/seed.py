@@ -38,10 +38,10 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def columns(connection: sqlite3.Connection) -> list[str]:
-    """What a row of a job is made of, but for its key and its id."""
-    names = [row[1] for row in connection.execute("PRAGMA table_info(jobs)")]
-    return [name for name in names if name not in ("seq", "id")]
+def columns(connection: sqlite3.Connection, table: str = "jobs") -> list[str]:
+    """What a row of a table is made of, but for its keys."""
+    names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+    return [name for name in names if name not in ("seq", "id", "number")]
 
 
 def fill(path: Path, *, queued: int, done: int) -> None:
@@ -68,14 +68,21 @@ def _finish(transaction: Transaction, job: Job) -> None:
 
 
 def _copy(connection: sqlite3.Connection, patterns: list[Job], count: int) -> None:
-    """So many more rows like these, in turn."""
-    names = ", ".join(columns(connection))
-    connection.execute(
-        f"""
-        WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers LIMIT ?)
-        INSERT INTO jobs (id, {names})
-        SELECT printf('%s%026d', ?, number), {names}
-        FROM numbers CROSS JOIN jobs ON seq = ? + number % ?
-        """,  # noqa: S608 (the names are the table's own)
-        (count, patterns[0].id[:1], patterns[0].seq, len(patterns)),
-    )
+    """So many more jobs like these, in turn, each with all that is its own."""
+    (last,) = connection.execute("SELECT max(seq) FROM jobs").fetchone()
+    bound = {"count": count, "last": last, "kind": patterns[0].id[:1], "first": patterns[0].seq, "each": len(patterns)}
+    for table, key, value in (
+        ("jobs", "id,", "printf('%s%026d', :kind, number),"),
+        ("bodies", "", ""),
+        ("events", "", ""),
+    ):
+        names = ", ".join(columns(connection, table))
+        connection.execute(
+            f"""
+            WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers LIMIT :count)
+            INSERT INTO {table} (seq, {key} {names})
+            SELECT :last + number, {value} {names}
+            FROM numbers CROSS JOIN {table} ON seq = :first + number % :each
+            """,  # noqa: S608 (the names are the table's own)
+            bound,
+        )

@@ -4,7 +4,8 @@
 
    One thread a connection, blocking calls.  A model's name says how it answers a chat:
    `chunks-COUNT-INTERVAL-BYTES-DELAY`: so many lines of so many bytes, so many milliseconds apart, the first after
-   DELAY milliseconds.  Each line carries the time at which it was made: "at", microseconds of CLOCK_MONOTONIC, 16 digits.
+   DELAY milliseconds.  Each line's content begins with the time at which it was made: microseconds of CLOCK_MONOTONIC in
+   16 digits.
    A chat with "stream": false is answered by one object after DELAY.
 
    `GET /_stub/events` gives what happened since it was asked last, a line each: `r` (a chat has come), `d` (its answer
@@ -106,15 +107,16 @@ static int chat(int fd, const char *body, char *out) {
         return answer(fd, "application/json; charset=utf-8", end, end_size - 1);
     }
     size_t size = sprintf(out, "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nDate: Sat, 21 Nov 2026 01:21:18 GMT\r\nTransfer-Encoding: chunked\r\n\r\n");
-    int padding = bytes - head_size - (int)strlen("\"},\"done\":false,\"at\":\"0000000000000000\"}\n");
+    static const char tail[] = "\"},\"done\":false}\n";
+    int tail_size = strlen(tail), padding = bytes - head_size - 16 - tail_size;
     if (padding < 1) padding = 1;
     long long due = now_us();
     for (int i = 0; i < count; i++) {
         if (i && interval && wait_us(fd, due - now_us())) return note('g'), -1;
         due += interval * 1000LL;
-        size += sprintf(out + size, "%x\r\n%s", head_size + padding + 41, head);
+        size += sprintf(out + size, "%x\r\n%s%016lld", head_size + 16 + padding + tail_size, head, now_us());
         memset(out + size, 'x', padding), size += padding;
-        size += sprintf(out + size, "\"},\"done\":false,\"at\":\"%016lld\"}\n\r\n", now_us());
+        size += sprintf(out + size, "%s\r\n", tail);
         if (interval || size > FLUSH_AT) {
             if (send_all(fd, out, size)) return note('g'), -1;
             size = 0;

@@ -20,9 +20,13 @@ TIMEOUT = 60.0
 """Seconds of silence after which a call has failed."""
 
 
-def request(method: str, path: str, body: bytes = b"", content_type: str = "application/json") -> bytes:
+def request(
+    method: str, path: str, body: bytes = b"", content_type: str = "application/json", *, token: str | None = None
+) -> bytes:
     """An HTTP/1.1 request as bytes."""
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\n"
+    if token is not None:
+        head += f"Authorization: Bearer {token}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -30,7 +30,7 @@ def test_every_setting_is_an_option() -> None:
 
 def test_options_that_show_a_secret_say_so() -> None:
     """`--help` warns that a secret on the command line is seen by other users, and offers a file instead."""
-    purposes: dict[str, str] = {option: purpose for option, _, _, purpose in Options.optParameters}
+    purposes = {str(option): str(purpose) for option, _, _, purpose in Options.optParameters}
     in_sight = {option for option, purpose in purposes.items() if "list of processes" in purpose}
     assert in_sight == {"token", "ollama-token", "webhook-secret", "webhook-secret-old"}
     assert {f"{option}-file" for option in in_sight} <= purposes.keys()
