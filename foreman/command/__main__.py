@@ -1,0 +1,5 @@
+"""`python -m foreman.command`, where the command `foreman` is not on the path."""
+
+from foreman.command.main import main
+
+main(prog_name="foreman")

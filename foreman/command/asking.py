@@ -1,0 +1,97 @@
+"""`foreman ask` and `foreman submit`: having a model asked."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import click
+
+from foreman.client import Job
+from foreman.command.inputs import TEXT, Duration, Object, Question, asks, batch_of
+from foreman.command.reading import read_along
+from foreman.command.talking import Desk, talks
+from foreman.command.waiting import wait_for
+
+
+@click.command()
+@click.argument("model")
+@asks
+@talks
+def ask(desk: Desk, model: str, question: Question) -> None:
+    """Ask MODEL, and print the answer as it comes.
+
+    Without TEXT, what is asked is read from standard input. It outlasts restarts of foreman and a target that sleeps;
+    Ctrl-C cancels it.
+    """
+    fields = question.fields()
+    if desk.screen.as_json:
+        desk.screen.document(desk.foreman.run(model, cancel_on_interrupt=True, **fields))
+        return
+    job = desk.foreman.submit(model, **fields)
+    try:
+        read_along(desk.screen, job)
+    except KeyboardInterrupt:
+        job.cancel()
+        raise
+
+
+@click.command()
+@click.argument("model", required=False)
+@asks
+@click.option("--batch", type=TEXT, help="Submit each line of a file, a JSON object; - for standard input.")
+@click.option("--wait", is_flag=True, help="Wait until it is over, and print the answer.")
+@click.option("--webhook", help="URL that is told of each of its states.")
+@click.option("--metadata", type=Object(), help="A JSON object that comes back with the job.")
+@click.option("--expires-in", type=Duration(), help="Give it up if it is still queued after, say, 8h.")
+@click.option("--key", help="Idempotency key: the same job, however often it is submitted.")
+@talks
+def submit(
+    desk: Desk,
+    *,
+    model: str | None,
+    question: Question,
+    batch: TextIO | None,
+    wait: bool,
+    key: str | None,
+    webhook: str | None,
+    metadata: Mapping[str, Any] | None,
+    expires_in: float | None,
+) -> None:
+    """Submit a job that asks MODEL, and print its id; foreman works it off when its turn comes.
+
+    Without TEXT, what is asked is read from standard input. With --batch, every line of the file is a job as
+    `POST /jobs` takes it; MODEL, --webhook, --metadata and --expires-in are for the lines that do not say.
+    """
+    expires = None if expires_in is None else f"{math.ceil(expires_in * 1000)}ms"
+    said = {"model": model, "state_webhook_url": webhook, "metadata": metadata, "expires_in": expires}
+    common = {name: value for name, value in said.items() if value is not None}
+    if batch is not None:
+        if not question.is_nothing():
+            raise click.UsageError("the lines of a batch say themselves what is asked")
+        jobs = desk.foreman.submit_many([common | line for line in batch_of(batch)], idempotency_key=key)
+    elif model is None:
+        raise click.UsageError("which MODEL?")
+    else:
+        jobs = [desk.foreman.submit(**(common | question.fields()), idempotency_key=key)]
+    if wait:
+        _answer(desk, jobs)
+        return
+    for job in jobs:
+        if desk.screen.as_json:
+            desk.screen.document({"job_id": job.job_id, "state": job.state, "position": job.position})
+        else:
+            desk.screen.line(job.job_id)
+
+
+def _answer(desk: Desk, jobs: list[Job]) -> None:
+    """Wait for the jobs, and print what became of them."""
+    if len(jobs) > 1:
+        sys.exit(wait_for(desk, jobs, timeout=None))
+    job = jobs[0].wait()
+    if desk.screen.as_json:
+        desk.screen.document(job)
+    else:
+        desk.screen.line(job.text.removesuffix("\n"))

@@ -1,0 +1,64 @@
+"""Which foreman is meant: the options, the environment and the settings file, in this order."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import field, frozen
+from platformdirs import user_config_path
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+class UnusableSettings(Exception):
+    """The settings file cannot be used; the text says why."""
+
+
+@frozen
+class Settings:
+    """Where foreman is.
+
+    :ivar token: its FOREMAN_TOKEN; None if it has none.
+    """
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+
+
+def settings_path() -> Path:
+    """Where the settings file is on this platform: `~/.config/foreman/config.toml` on Linux."""
+    return user_config_path("foreman", appauthor=False) / "config.toml"
+
+
+def read_settings(url: str | None, environ: Mapping[str, str], path: Path) -> Settings:
+    """Find out which foreman is meant.
+
+    A token goes with the address it was written beside: the file's token is not sent to an address from elsewhere.
+
+    :param url: what the command line says, None if nothing.
+    :param path: the settings file: TOML, `url = "…"` and `token = "…"`; it need not be there.
+    :raise UnusableSettings: the file is there, and cannot be used.
+    """
+    kept = _kept(path)
+    given = url or environ.get("FOREMAN_URL")
+    token = environ.get("FOREMAN_TOKEN")
+    if not token and given in (None, kept.get("url")):
+        token = kept.get("token")
+    return Settings(given or kept.get("url") or DEFAULT_URL, token or None)
+
+
+def _kept(path: Path) -> dict[str, str]:
+    try:
+        document = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UnusableSettings(f"{path}: {error}") from error
+    for name, value in document.items():
+        if name not in ("url", "token"):
+            raise UnusableSettings(f"{path}: there is no setting {name!r}; there are url and token")
+        if not isinstance(value, str) or not value:
+            raise UnusableSettings(f"{path}: {name} is not a text")
+    return document
