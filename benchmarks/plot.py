@@ -18,13 +18,18 @@ mpl.rcParams["svg.hashsalt"] = "foreman"  # equal figures make equal files
 
 from matplotlib import pyplot as plt  # noqa: E402 - it chooses how to draw when it is imported
 
-MARKERS = "osv^D<>PX*"
+MARKERS = "osv^D<>PX*hpd8"
 
 if __name__ == "__main__":
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     for index, (name, curve) in enumerate(json.load(sys.stdin).items()):
         points = sorted((int(jobs), value) for jobs, value in curve.items())
-        axes.plot(*zip(*points, strict=True), marker=MARKERS[index % len(MARKERS)], label=name)
+        axes.plot(
+            *zip(*points, strict=True),
+            color=plt.get_cmap("tab20").colors[index % 20],
+            marker=MARKERS[index % len(MARKERS)],
+            label=name,
+        )
     axes.set(xscale="log", yscale="log", xlabel="queued jobs", ylabel="milliseconds")
     axes.grid(visible=True, which="major", alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
