@@ -20,6 +20,10 @@ LINE_LIMIT = 8 * 2**20
 """Bytes of the longest line; Ollama's own clients take no longer one either."""
 
 _CLIPPED = 500
+_PERHAPS_DEEP = 200
+"""Brackets of a line that may be nested more deeply than orjson writes."""
+
+TOO_DEEP = "an error that is nested too deeply"
 _GLIMPSE = 64 * 2**10
 
 # -- errors ----------------------------------------------------------------------------------------------------------
@@ -39,8 +43,17 @@ def is_validation_error(status: int, text: str) -> bool:
 def _error_in(answer: Mapping[str, Any]) -> str | None:
     error = answer.get("error")
     if isinstance(error, Mapping):
-        error = error.get("message") or orjson.dumps(error).decode()
+        error = error.get("message") or (TOO_DEEP if _is_deep(error) else orjson.dumps(error).decode())
     return error if isinstance(error, str) and error else None
+
+
+def _is_deep(value: object) -> bool:
+    """Whether a JSON value can be read, but is nested too deeply to be written."""
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return True
+    return False
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
@@ -341,6 +354,8 @@ class Folder:
         reply = _parsed(line)
         if not reply:
             raise TargetError("The target sent a line that is no JSON object")
+        if line.count(b"[") + line.count(b"{") > _PERHAPS_DEEP and _is_deep(reply):
+            raise TargetError("The target sent a line that is nested too deeply")
         if "error" in reply:
             self._error = reply
             return

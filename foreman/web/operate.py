@@ -13,6 +13,7 @@ from klein import Klein
 from foreman.detach import detach
 from foreman.durations import parse_duration
 from foreman.job import Job
+from foreman.ollama.bulk import TOO_MANY, is_bulky
 from foreman.ollama.names import normalise
 from foreman.times import rfc3339
 from foreman.web.body import Request
@@ -128,6 +129,8 @@ def read_pause(body: bytes) -> PauseOrder:
 
     :raise BadRequest: the text begins with the field that is wrong.
     """
+    if is_bulky(body):
+        raise BadRequest(TOO_MANY)
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 import orjson
@@ -153,7 +154,7 @@ def settings_of(model: FakeModel, options: Mapping[str, Any], *, shift: bool = T
     for key, value in options.items():
         _check_option(key, value)
     wanted = {key: options.get(key) if options.get(key) is not None else usual for key, usual in _LOAD_TIME.items()}
-    wanted["num_ctx"] = min(int(float(str(wanted["num_ctx"]))), model.context_length)
+    wanted["num_ctx"] = max(4, min(int(float(str(wanted["num_ctx"]))), model.context_length))
     return (*wanted.items(), ("shift", shift))
 
 
@@ -168,6 +169,8 @@ def _check_option(key: str, value: object) -> None:
         "boolean": isinstance(value, bool),
         "array": isinstance(value, list),
     }[kind]
+    if number and not isfinite(float(str(value))):
+        raise Refusal("json: cannot unmarshal number into Go struct field ChatRequest.options of type float64")
     if not fits:
         raise Refusal(f'option "{key}" must be of type {kind}', 500)
     if kind == "array" and not all(isinstance(item, str) for item in value):  # type: ignore[attr-defined]
