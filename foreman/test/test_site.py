@@ -390,6 +390,39 @@ def test_the_host_is_checked_while_loopback_is_the_only_guard(settings: dict[str
     assert (answer.body == b"") == (status == 403)
 
 
+@pytest.mark.parametrize("settings", [{}, {"ADDR": "localhost:8080"}, {"ADDR": "[::1]:8080"}])
+@pytest.mark.parametrize(
+    ("page", "lines", "host"),
+    [
+        ("a form of another site", ["Origin: https://evil.example"], "127.0.0.1:8080"),
+        ("a sandboxed frame, or a file", ["Origin: null"], "127.0.0.1:8080"),
+        ("a name that has come to mean 127.0.0.1", [], "evil.example:8080"),
+        ("the same, asking its own origin", ["Origin: http://evil.example:8080"], "evil.example:8080"),
+        ("the same, over TLS", ["Origin: https://evil.example"], "evil.example"),
+        ("a public address that is routed here", ["Origin: http://8.8.8.8:8080"], "8.8.8.8:8080"),
+        ("a page that says it is ours", ["Origin: http://127.0.0.1:8080.evil.example"], "127.0.0.1:8080"),
+        ("two origins", ["Origin: http://evil.example", "Origin: http://localhost"], "127.0.0.1:8080"),
+    ],
+)
+def test_a_web_page_cannot_drive_an_open_foreman(
+    settings: dict[str, Any], page: str, lines: list[str], host: str
+) -> None:
+    """While I browse, no site uses the foreman on my machine, which has no token: nothing runs and nothing is read."""
+    step = Step(**settings)
+    form = "Content-Type: application/x-www-form-urlencoded"
+    requests = [get(path, *lines, host=host) for path in ("/api/tags", "/jobs", "/healthz", "/metrics")]
+    requests += [
+        get(path, "Content-Length: 2", kind, *lines, host=host, method="POST") + b"{}"
+        for path in ("/api/chat", "/jobs", "/queue/pause", "/jobs/x/cancel")
+        for kind in ("Content-Type: text/plain", form)
+    ]
+    for request in [*requests, get("/jobs/x", *lines, host=host, method="DELETE")]:
+        answer = step.ask(request)
+        assert (answer.status, answer.body) == (403, b""), page
+        assert not answer.all("access-control-allow-origin")
+    assert not step.native.seen
+
+
 # -- over real sockets -------------------------------------------------------------------------------------------------
 
 
