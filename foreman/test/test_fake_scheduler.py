@@ -212,6 +212,19 @@ def test_keep_alive_zero_goes_at_once_and_for_ever_stays() -> None:
     assert bench.resident == []
 
 
+def test_for_ever_is_a_time_that_stands_still() -> None:
+    """A model that stays for ever expires in 292 years from its last end, and that does not move on its own."""
+    bench = Bench()
+    bench.load(A, keep_alive=inf)
+    [(_, expires_at)] = bench.scheduler.resident()
+    ended = bench.clock.seconds()
+    assert expires_at == ended + 2**63 / 1e9
+    bench.clock.advance(7)
+    assert [moment for _, moment in bench.scheduler.resident()] == [expires_at]
+    bench.load(A)
+    assert [moment - expires_at for _, moment in bench.scheduler.resident()] == [bench.clock.seconds() - ended]
+
+
 def test_unload_is_ignored_while_loading() -> None:
     """An unload request for a model that is still loading does nothing at all."""
     bench = Bench()

@@ -70,8 +70,7 @@ class Catalogue:
                 "size": runner.model.size,
                 "digest": runner.model.digest,
                 "details": runner.model.details,
-                # Ollama's for ever is the longest duration Go has.
-                "expires_at": rfc3339(min(expires_at, self._fake.clock.seconds() + 2**63 / 1e9)),
+                "expires_at": rfc3339(expires_at),
                 "size_vram": runner.model.size if self._fake.gpu else 0,
                 "context_length": dict(runner.settings)["num_ctx"],
             }

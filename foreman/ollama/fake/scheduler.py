@@ -55,6 +55,10 @@ class Overlap:
     models: tuple[str, ...]
 
 
+FOREVER = 2**63 / 1e9
+"""Seconds of the longest duration Go has; what `/api/ps` makes of "for ever"."""
+
+
 class RunnerState(Enum):
     """Where a runner is in its life."""
 
@@ -197,7 +201,7 @@ class Scheduler:
         """The loaded runners and when each expires, the latest first; a loading one is not among them."""
         now = self._clock.seconds()
         listed = [
-            (runner, now + runner.keep_alive if runner.expires_at is None else runner.expires_at)
+            (runner, now + min(runner.keep_alive, FOREVER) if runner.expires_at is None else runner.expires_at)
             for runner in self._runners.values()
             if runner.state is not RunnerState.LOADING
         ]
@@ -315,7 +319,7 @@ class Scheduler:
         runner.users -= 1
         if runner.users or runner.state is not RunnerState.READY:
             return
-        runner.expires_at = self._clock.seconds() + runner.keep_alive
+        runner.expires_at = self._clock.seconds() + min(runner.keep_alive, FOREVER)
         if runner.keep_alive <= 0:
             self._unload(runner)
         elif runner.keep_alive < inf:
