@@ -400,7 +400,7 @@ def test_the_host_is_checked_while_loopback_is_the_only_guard(settings: dict[str
         ("the same, asking its own origin", ["Origin: http://evil.example:8080"], "evil.example:8080"),
         ("the same, over TLS", ["Origin: https://evil.example"], "evil.example"),
         ("a public address that is routed here", ["Origin: http://8.8.8.8:8080"], "8.8.8.8:8080"),
-        ("a page that says it is ours", ["Origin: http://127.0.0.1:8080.evil.example"], "127.0.0.1:8080"),
+        ("a name that begins as ours", ["Origin: http://127.0.0.1.evil.example:8080"], "127.0.0.1:8080"),
         ("two origins", ["Origin: http://evil.example", "Origin: http://localhost"], "127.0.0.1:8080"),
     ],
 )
