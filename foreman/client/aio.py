@@ -16,7 +16,7 @@ from foreman.client.documents import read
 from foreman.client.overview import Health, Pause, Queue
 from foreman.client.submission import submission
 from foreman.client.values import Chunk, History, JobInfo
-from foreman.client.wire import Address, AsyncWire
+from foreman.client.wire import LIMITS, Address, AsyncWire
 
 
 @frozen(kw_only=True)
@@ -116,7 +116,7 @@ class AsyncForeman:
     ) -> None:
         address = Address(base_url, token)
         self._closes = http is None
-        self._wire = AsyncWire(address, httpx.AsyncClient() if http is None else http)
+        self._wire = AsyncWire(address, httpx.AsyncClient(limits=LIMITS) if http is None else http)
         self._calls: Calls[AsyncJob] = Calls(self._job, Asking(patience=patience))
 
     def _job(self, document: Mapping[str, Any]) -> AsyncJob:

@@ -30,6 +30,10 @@ LONGEST_PAUSE = 30.0
 """Seconds between two tries, unless foreman wishes for more; half of it more or less by chance."""
 
 
+LONGEST_WISH = 600.0
+"""Seconds of a `Retry-After` beyond which nobody is believed."""
+
+
 @frozen(kw_only=True)
 class Asking:
     """How questions are asked.
@@ -102,7 +106,7 @@ class Asking:
         """What to do before the next try: growing pauses, or as foreman wishes, but not beyond that time."""
         seconds = min(LONGEST_PAUSE, 0.25 * 2.0 ** min(tries, 10)) * (0.5 + self.chance())
         if isinstance(cause, Unavailable) and cause.retry_after is not None:
-            seconds = max(seconds, cause.retry_after * (1 + 0.2 * self.chance()))
+            seconds = max(seconds, min(LONGEST_WISH, cause.retry_after) * (1 + 0.2 * self.chance()))
         return Sleep(min(seconds, max(0.0, end - self.clock())))
 
     def deadline(self, timeout: float | None) -> float:

@@ -38,8 +38,8 @@ J = TypeVar("J", bound=JobInfo)
 POLL = 30.0
 """Seconds of a long poll: shorter than the minute after which many a proxy cuts what is silent."""
 
-LOOK = 15.0
-"""Seconds after which a look is taken at all of many jobs, at the latest."""
+LOOK = (1.0, 15.0)
+"""Seconds after which a look is taken at all of many jobs: no sooner than, and at the latest."""
 
 FILLED = 65.0
 """Seconds of silence on a stream, where a waiting one gets a blank every 30 s."""
@@ -189,16 +189,22 @@ class Calls(Generic[J]):
         """Give each job when it is over, done or failed."""
         deadline = self._ask.deadline(timeout)
         pending = {job.job_id: job for job in jobs}
+        looked = -math.inf
         while pending:
-            over = yield from self._over(pending, deadline)
-            for job_id in over:
-                job = yield from self._look(pending.pop(job_id), deadline)
-                yield Give((yield from self._fill(job, deadline)))
-            if pending and not over:
+            if self._ask.clock() - looked >= LOOK[0]:
+                for job_id in (yield from self._over(pending, deadline)):
+                    job = yield from self._look(pending.pop(job_id), deadline)
+                    yield Give((yield from self._fill(job, deadline)))
+                looked = self._ask.clock()
+            if pending:
                 # foreman runs one at a time: whoever is first will most likely end first.
                 first = yield from self._first(pending, deadline)
-                yield from self._poll(first, min(deadline, self._ask.deadline(LOOK)))
-                self._ask.check(deadline, first)
+                job = yield from self._poll(first, min(deadline, self._ask.deadline(LOOK[1])))
+                if job.state.is_over:
+                    del pending[job.job_id]
+                    yield Give((yield from self._fill(job, deadline)))
+                else:
+                    self._ask.check(deadline, job)
 
     def _over(self, pending: Mapping[str, J], deadline: float) -> Call[list[str]]:
         """Those that are over, in the order in which they ended; those that are gone too."""

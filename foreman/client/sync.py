@@ -16,7 +16,7 @@ from foreman.client.documents import read
 from foreman.client.overview import Health, Pause, Queue
 from foreman.client.submission import submission
 from foreman.client.values import Chunk, History, JobInfo
-from foreman.client.wire import Address, Wire
+from foreman.client.wire import LIMITS, Address, Wire
 
 
 @frozen(kw_only=True)
@@ -111,7 +111,7 @@ class Foreman:
     ) -> None:
         address = Address(base_url, token)
         self._closes = http is None
-        self._wire = Wire(address, httpx.Client() if http is None else http)
+        self._wire = Wire(address, httpx.Client(limits=LIMITS) if http is None else http)
         self._calls: Calls[Job] = Calls(self._job, Asking(patience=patience))
 
     def _job(self, document: Mapping[str, Any]) -> Job:

@@ -20,6 +20,9 @@ V = TypeVar("V")
 CONNECT = 10.0
 """Seconds that a connection may take to be made."""
 
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+"""Each call that waits holds a connection, and none may keep another from being submitted."""
+
 
 class Address:
     """Where foreman is, and how one proves that one may talk to it.

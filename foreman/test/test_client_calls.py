@@ -221,6 +221,13 @@ def test_foreman_says_when_to_come_again(status: int) -> None:
     assert world.slept == [pytest.approx(22.0)]
 
 
+def test_nobody_wishes_for_a_week() -> None:
+    """A `Retry-After` without sense does not put a call to sleep for good."""
+    world = World(faults=[None, 503], retry_after=999_999)
+    world.run(patience=1.0)
+    assert world.slept == [660.0]
+
+
 def test_a_foreman_that_stops_is_not_asked_in_a_circle() -> None:
     """One that stops answers what waits at once: the next question comes after a pause."""
     world = World(faults=[None, "stopping", "stopping", "stopping"])
@@ -479,6 +486,15 @@ def test_jobs_come_as_they_are_completed() -> None:
     given = world.do(world.calls().as_completed(jobs_of([3, 1, 600, 2]), timeout=None))
     assert [job.job_id for job in given] == ["J2", "J3", "J600", "J1"]
     assert all(job.state.is_over for job in given)
+
+
+def test_a_long_list_is_not_read_for_every_job() -> None:
+    """Thousands of jobs that end one after another cost two questions each, and a look at the list now and then."""
+    world = Listed(answers=listing(2000, lambda number: world.now > number / 50))
+    given = world.do(world.calls().as_completed(jobs_of(range(1, 2001)), timeout=None))
+    assert len({job.job_id for job in given}) == 2000
+    pages = [request for request in world.asked if request.path == "/jobs"]
+    assert len(pages) <= 4 * (world.now + 1) + 4
 
 
 def test_jobs_that_do_not_complete_run_out_of_time() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from foreman.client import (
     WaitTimeout,
     submission,
 )
-from foreman.test.harness import Daemon, FakeProcess, ask, daemon, eventually, fake_process, house, reactor
+from foreman.test.harness import Child, Daemon, FakeProcess, ask, daemon, eventually, fake_process, house, reactor
 
 QUESTION = [{"role": "user", "content": "Why? " * 400}]
 """Longer than any load request."""
@@ -283,6 +284,28 @@ async def test_many_jobs_over_a_restart(tmp_path: Path) -> None:
         assert await here.asked() == 6
 
 
+PROGRAM = """
+import sys
+from foreman.client import Foreman
+Foreman(sys.argv[1]).run("tiny-b", "Why?", cancel_on_interrupt=True)
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_ctrl_c_in_a_real_program(tmp_path: Path) -> None:
+    """Ctrl-C in a program that waits cancels its job, and the program ends by it."""
+    async with stage(tmp_path) as here:
+        await deferToThread(here.client.pause, 3600)
+        program = Child(tmp_path, "program", [sys.executable, "-c", PROGRAM, here.network.url])
+        try:
+            program.start()
+            await eventually(here.foreman.rows, within=LONG)
+            assert await program.end(signal.SIGINT) == -signal.SIGINT
+            await eventually(lambda: [row["error_code"] for row in here.foreman.rows()] == ["cancelled"])
+        finally:
+            program.destroy()
+
+
 # -- in one process: what foreman says, in the client's words ----------------------------------------------------------
 
 
@@ -346,6 +369,24 @@ async def test_long_answers_come_whole() -> None:
             client.close()
 
         await deferToThread(calls)
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_do_not_stand_in_each_others_way() -> None:
+    """However many calls wait in one program, all are submitted at once, and all have their answers."""
+    async with house() as home:
+        many = 130
+
+        async def main() -> list[str]:
+            async with AsyncForeman(home.url) as client:
+                await client.pause(3600)
+                runs = [asyncio.ensure_future(client.run("tiny-b", "hi", timeout=LONG)) for _ in range(many)]
+                while (await client.queue()).queued < many:
+                    pass
+                await client.resume()
+                return [(await each).text for each in runs]
+
+        assert await deferToThread(asyncio.run, main()) == [ANSWER] * many
 
 
 @pytest_twisted.ensureDeferred
