@@ -16,7 +16,9 @@ from foreman.command.talking import Desk, Said, talks
 
 
 @click.command()
-@click.option("--state", "wanted", type=click.Choice([*JobState]), help="Only those in this state.")
+@click.option(
+    "--state", "wanted", type=click.Choice([each.value for each in JobState]), help="Only those in this state."
+)
 @click.option("--model", help="Only those of this model.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="So many at most.")
 @talks

@@ -42,7 +42,7 @@ def read_settings(url: str | None, environ: Mapping[str, str], path: Path) -> Se
     :raise UnusableSettings: the file is there, and cannot be used.
     """
     kept = _kept(path)
-    given = url or environ.get("FOREMAN_URL")
+    given = url or environ.get("FOREMAN_URL") or None
     token = environ.get("FOREMAN_TOKEN")
     if not token and given in (None, kept.get("url")):
         token = kept.get("token")

@@ -24,6 +24,9 @@ from foreman.client import (
 from foreman.command.screen import Screen, printable
 from foreman.command.settings import DEFAULT_URL, Settings
 
+PATIENCE = 5.0
+"""Seconds for which foreman may be away; a restart takes less."""
+
 
 class Exit(IntEnum):
     """Why a command has ended; click itself ends with 2 when it was called wrongly."""
@@ -53,7 +56,7 @@ def talks(command: Callable[..., None]) -> Callable[..., None]:
         settings = click.get_current_context().find_object(Settings) or Settings(DEFAULT_URL)
         screen = Screen(sys.stdout, sys.stderr, as_json=as_json)
         try:
-            with Foreman(settings.url, settings.token, patience=10.0) as foreman:
+            with Foreman(settings.url, settings.token, patience=PATIENCE) as foreman:
                 command(Desk(settings, foreman, screen), **given)
         except ForemanError as error:
             raise Said(error) from error

@@ -1,0 +1,316 @@
+"""The command `foreman`, as processes: on a terminal and off it, before a foreman in this process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import struct
+import sys
+import termios
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from foreman.ollama.fake import FakeModel
+from foreman.test.harness import House, ask, chat, eventually, house, reactor
+
+WORDS = "one two three four five"
+BATCH = "".join(json.dumps(chat(model)) + "\n" for model in ("slow", "quick"))
+TOKEN = "t0ken-of-the-test-0123456789"
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""What moves a terminal's cursor or changes its colours."""
+
+
+def models(**more: Any) -> dict[str, Any]:
+    """A fake with a quick model, and one that takes its time for each word."""
+    words = tuple(f" {word}" for word in WORDS.split())
+    quick = FakeModel(name="quick", token_rate=1000.0, words=words)
+    slow = FakeModel(name="slow", token_rate=2.0, words=words * 20)
+    return {"models": [quick, slow], **more}
+
+
+@define(eq=False)
+class Typed(ProcessProtocol):
+    """A command somebody has typed.
+
+    :ivar shown: what it has printed; on a terminal, errors too.
+    :ivar code: its exit code, None while it runs.
+    """
+
+    shown: str = ""
+    errors: str = ""
+    code: int | None = None
+    _over: Deferred[int] = field(factory=Deferred)
+
+    def outReceived(self, data: bytes) -> None:
+        """Take note."""
+        self.shown += data.decode()
+
+    def errReceived(self, data: bytes) -> None:
+        """Take note."""
+        self.errors += data.decode()
+
+    def processEnded(self, reason: Failure) -> None:
+        """It is over."""
+        ended: Any = reason.value
+        self.code = -ended.signal if ended.exitCode is None else ended.exitCode
+        self._over.callback(self.code)
+
+    async def over(self) -> Typed:
+        """Wait for its end."""
+        await self._over
+        return self
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        assert self.transport is not None
+        self.transport.signalProcess("INT")
+
+
+def type_in(
+    folder: Path,
+    url: str,
+    *words: str,
+    given: str = "",
+    terminal: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Typed:
+    """Type `foreman …`; standard input has `given`, and then ends."""
+    typed = Typed()
+    settings = {"FOREMAN_URL": url, "XDG_CONFIG_HOME": str(folder), "HOME": str(folder), "TERM": "xterm-256color"}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FOREMAN_")}
+    command = [sys.executable, "-m", "foreman.command", *words]
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = reactor.spawnProcess(
+        typed, sys.executable, command, {**clean, **path, **settings, **(environ or {})}, str(folder), usePTY=terminal
+    )
+    if terminal:
+        fcntl.ioctl(process.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    else:
+        process.write(given.encode())
+        process.closeStdin()
+    return typed
+
+
+async def run(house: House, *words: str, code: int = 0, **more: Any) -> Typed:
+    """Type `foreman …` and wait for its end, which has this exit code."""
+    typed = await type_in(house.folder, house.url, *words, **more).over()
+    assert typed.code == code, (typed.shown, typed.errors)
+    return typed
+
+
+@pytest_twisted.ensureDeferred
+async def test_ask() -> None:
+    """`foreman ask` prints the answer; the text can come from a pipe, and --json gives the job."""
+    async with house(**models()) as there:
+        assert (await run(there, "ask", "quick", "hello")).shown.strip() == WORDS
+        piped = await run(there, "ask", "quick", "-s", "Be brief.", "-o", "temperature=0", "--no-think", given="hello")
+        assert piped.shown.strip() == WORDS
+        asked = json.loads(there.fake.requests[-1].body)
+        assert asked["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+        assert (asked["options"], asked["think"]) == ({"temperature": 0}, False)
+        job = json.loads((await run(there, "ask", "quick", "hello", "--json")).shown)
+        assert (job["state"], job["text"].strip(), job["attempt"]) == ("done", WORDS, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_ask_streams_and_is_cancelled_by_ctrl_c() -> None:
+    """The answer is printed as it comes; Ctrl-C cancels the job, and the exit code says so."""
+    async with house(**models()) as there:
+        typed = type_in(there.folder, there.url, "ask", "slow", "hello")
+        await eventually(lambda: "two" in typed.shown, within=30)
+        assert typed.code is None
+        typed.interrupt()
+        await typed.over()
+        assert typed.code == 130
+        (row,) = await there.rows()
+        assert (row["state"], row["error_code"]) == ("failed", "cancelled")
+
+
+@pytest_twisted.ensureDeferred
+async def test_submit_wait_tail_and_artifacts(tmp_path: Path) -> None:
+    """A submitted job has an id on a line; with it the job is waited for, read, shown and saved."""
+    async with house(**models()) as there:
+        job_id = (await run(there, "submit", "quick", "hello", "--metadata", '{"a": 1}')).shown.strip()
+        assert re.fullmatch(r"[0-9A-Z]{26}", job_id)
+        assert (await run(there, "wait", job_id)).shown == f"{job_id}\tdone\n"
+        assert (await run(there, "tail", job_id)).shown.strip() == WORDS
+        assert "state\tdone\n" in (await run(there, "show", job_id)).shown
+        shown = json.loads((await run(there, "show", job_id, "--json")).shown)
+        assert (shown["job_id"], shown["metadata"]) == (job_id, {"a": 1})
+        folder = tmp_path / "left"
+        written = (await run(there, "artifacts", job_id, "-o", str(folder))).shown.split()
+        assert sorted(written) == sorted(map(str, folder.iterdir()))
+        assert (folder / f"{job_id}.content.txt").read_text().strip() == WORDS
+        assert json.loads((folder / f"{job_id}.completion.json").read_text())["done"] is True
+        listed = (await run(there, "jobs", "--state", "done")).shown
+        assert listed.split("\t")[:3] == [job_id, "quick", "done"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_submit_a_file_a_batch_and_a_key(tmp_path: Path) -> None:
+    """What is asked comes from a file too; a batch is a job a line; a key makes a repeat the same job."""
+    async with house(**models()) as there:
+        (tmp_path / "question").write_text("hello")
+        first = (await run(there, "submit", "quick", "-f", str(tmp_path / "question"), "--key", "k")).shown
+        assert (await run(there, "submit", "quick", "hello", "--key", "k")).shown == first
+        lines = '{"messages": []}\n\n{"model": "slow", "messages": []}\n'
+        ids = (await run(there, "submit", "quick", "--batch", "-", "--expires-in", "8h", given=lines)).shown.split()
+        rows = {row["id"]: row for row in await there.rows()}
+        assert [rows[each]["model"] for each in ids] == ["quick", "slow"]
+        assert all(rows[each]["expires_at"] is not None for each in ids)
+        wrong = await run(there, "submit", "--batch", "-", given='{"messages": []}\nnot json\n', code=2)
+        assert "line 2 of the batch is not JSON" in wrong.errors
+        refused = await run(there, "submit", "--batch", "-", given='{"messages": []}\n', code=4)
+        assert "line 1: " in refused.errors
+
+
+@pytest_twisted.ensureDeferred
+async def test_submit_and_wait() -> None:
+    """With --wait the answer is printed; with a batch, what became of each; a failed job ends it with 1."""
+    async with house(**models()) as there:
+        assert (await run(there, "submit", "quick", "hello", "--wait")).shown.strip() == WORDS
+        typed = type_in(there.folder, there.url, "submit", "--wait", "--batch", "-", given=BATCH)
+        await eventually(lambda: there.fake.scheduler.generating, within=30)
+        slow = (await ask(there.url, "GET", "/queue")).document["running"]["job_id"]
+        await ask(there.url, "POST", f"/jobs/{slow}/cancel")
+        await typed.over()
+        states = dict(line.split("\t") for line in typed.shown.splitlines())
+        assert (typed.code, states[slow], len(states)) == (1, "failed cancelled", 2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancel_pause_resume_and_queue() -> None:
+    """The queue stands still and goes on; it shows what waits; jobs are cancelled, whatever becomes of the others."""
+    async with house(**models()) as there:
+        assert (await run(there, "pause", "1h")).shown.startswith("paused until ")
+        ids = [(await run(there, "submit", "quick", str(each))).shown.strip() for each in range(2)]
+        queue = (await run(there, "queue")).shown.splitlines()
+        assert "nothing runs; 2 queued; paused until" in queue[0]
+        assert [line.split("\t")[:2] for line in queue[1:]] == [["1", ids[0]], ["2", ids[1]]]
+        late = await run(there, "wait", *ids, "--timeout", "10ms", code=5)
+        assert "the time given is over" in late.errors
+        cancelled = await run(there, "cancel", "nosuch", ids[0], code=4)
+        assert (cancelled.shown, cancelled.errors) == (
+            f"{ids[0]}\tfailed cancelled\n",
+            "nosuch: there is no such job\n",
+        )
+        assert (await run(there, "wait", ids[0], code=1)).shown == f"{ids[0]}\tfailed cancelled\n"
+        assert json.loads((await run(there, "resume", "--json")).shown)["paused"] is False
+        assert (await run(there, "wait", ids[1])).shown == f"{ids[1]}\tdone\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_status_and_the_token(tmp_path: Path) -> None:
+    """Without the token a command says which setting to look at; the environment or the settings file brings it."""
+    async with house({"TOKEN": TOKEN}, **models()) as there:
+        refused = await run(there, "jobs", code=4)
+        assert "FOREMAN_TOKEN" in refused.errors
+        known = (await run(there, "status", environ={"FOREMAN_TOKEN": TOKEN})).shown
+        assert "target\tup " in known
+        (tmp_path / "foreman").mkdir()
+        (tmp_path / "foreman" / "config.toml").write_text(f'url = "{there.url}"\ntoken = "{TOKEN}"\n')
+        typed = await type_in(tmp_path, "", "jobs").over()
+        assert (typed.code, typed.errors) == (0, "")
+
+
+@pytest_twisted.ensureDeferred
+async def test_not_there_and_wrong(tmp_path: Path) -> None:
+    """A foreman that is not there, one that is something else and a wrong call have their exit codes and one line."""
+    async with house(**models()) as there:
+        away = await type_in(tmp_path, "http://127.0.0.1:1", "status").over()
+        assert (away.code, away.errors.count("\n")) == (3, 1)
+        other = await run(there, "--url", there.fake.url, "status", code=4)
+        assert "Traceback" not in other.errors
+        for words in (
+            ["submit"],
+            ["ask", "quick", "a", "-f", __file__],
+            ["pause", "soon"],
+            ["--url", "nonsense", "jobs"],
+        ):
+            wrong = await run(there, *words, code=2)
+            assert wrong.errors.splitlines()[-1].startswith("Error: ")
+
+
+@pytest_twisted.ensureDeferred
+async def test_wait_on_a_terminal() -> None:
+    """On a terminal `foreman wait` is a table that moves, with a line for each job that is over."""
+    async with house(**models()) as there:
+        slow = (await run(there, "submit", "slow", "hello")).shown.strip()
+        quick = (await run(there, "submit", "quick", "hello")).shown.strip()
+        typed = type_in(there.folder, there.url, "wait", slow, quick, terminal=True)
+        await eventually(lambda: re.search(rf"{slow} .*working +[0-9.]+ ", ESCAPES.sub("", typed.shown)), within=30)
+        assert re.search(rf"{quick}  quick  queued +1 ", ESCAPES.sub("", typed.shown))
+        await ask(there.url, "POST", f"/jobs/{slow}/cancel")
+        await typed.over()
+        assert typed.code == 1
+        plain = ESCAPES.sub("", typed.shown)
+        assert f"{slow}  failed cancelled  slow" in plain
+        assert f"{quick}  done  quick" in plain
+
+
+@pytest_twisted.ensureDeferred
+async def test_on_a_terminal_nothing_moves_the_cursor_but_us() -> None:
+    """What a model says cannot give orders to the terminal; off a terminal it is passed on as it is."""
+    pieces = ("\x1b]0;owned\x07", "\x1b[2Jhi")
+    model = FakeModel(name="rude", token_rate=1000.0, words=pieces)
+    async with house(models=[model]) as there:
+        assert (await run(there, "ask", "rude", "hello")).shown == "".join(pieces) + "\n"
+        shown = (await run(there, "ask", "rude", "hello", terminal=True)).shown
+        assert "owned" in shown
+        assert not any(order in shown for order in ("\x1b]0", "\x07", "\x1b[2J"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_queue_watched_on_a_terminal() -> None:
+    """`foreman queue --watch` follows the queue until Ctrl-C."""
+    async with house(**models()) as there:
+        await run(there, "pause", "1h")
+        typed = type_in(there.folder, there.url, "queue", "--watch", terminal=True)
+        await eventually(lambda: "0 queued" in typed.shown, within=30)
+        job_id = (await run(there, "submit", "quick", "hello")).shown.strip()
+        await eventually(lambda: "1 queued" in typed.shown and job_id in typed.shown, within=30)
+        typed.interrupt()
+        assert (await typed.over()).code == 130
+
+
+@pytest_twisted.ensureDeferred
+async def test_serve(tmp_path: Path) -> None:
+    """`foreman serve` is the daemon: it answers, and ends well when it is told to."""
+    environ = {
+        "FOREMAN_ADDR": "127.0.0.1:0",
+        "FOREMAN_DB": str(tmp_path / "foreman.db"),
+        "FOREMAN_OLLAMA_URL": "http://127.0.0.1:1",
+    }
+    typed = type_in(tmp_path, "", "serve", environ=environ)
+    found = await eventually(lambda: re.search(r"listens on .*port=(\d+)", typed.shown), within=30)
+    answer = await ask(f"http://127.0.0.1:{found[1]}", "GET", "/healthz")
+    assert answer.document["degraded"] is True
+    assert typed.transport is not None
+    typed.transport.signalProcess("TERM")
+    assert (await typed.over()).code == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest_twisted.ensureDeferred
+async def test_completion(shell: str, tmp_path: Path) -> None:
+    """Each shell can complete the commands, whether or not there is a foreman."""
+    typed = await type_in(tmp_path, "", "completion", shell).over()
+    assert (typed.code, "_FOREMAN_COMPLETE" in typed.shown) == (0, True)
+    asked = {
+        "_FOREMAN_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": "foreman su",
+        "COMP_CWORD": "su" if shell == "fish" else "1",
+    }
+    completed = await type_in(tmp_path, "", environ=asked).over()
+    assert "submit" in completed.shown

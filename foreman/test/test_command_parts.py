@@ -1,0 +1,145 @@
+"""What the command `foreman` is made of: its settings, what is asked, what is shown."""
+
+from __future__ import annotations
+
+import io
+import json
+import unicodedata
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foreman.client import Artifact, ForemanError, JobFailed, JobInfo, JobState, NotReachable, Rejected, WaitTimeout
+from foreman.command.inputs import Duration, Object, Option, batch_of
+from foreman.command.screen import Screen, plain, printable, seconds
+from foreman.command.settings import DEFAULT_URL, Settings, UnusableSettings, read_settings
+from foreman.command.talking import Exit, Said
+
+HERE, THERE = "http://here:1", "http://there:2"
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "kept", "found"),
+    [
+        (None, {}, "", Settings(DEFAULT_URL)),
+        (None, {}, f'url = "{HERE}"\ntoken = "a"', Settings(HERE, "a")),
+        (None, {}, 'token = "a"', Settings(DEFAULT_URL, "a")),
+        (None, {"FOREMAN_TOKEN": "b"}, f'url = "{HERE}"\ntoken = "a"', Settings(HERE, "b")),
+        (None, {"FOREMAN_URL": HERE}, f'url = "{HERE}"\ntoken = "a"', Settings(HERE, "a")),
+        (None, {"FOREMAN_URL": THERE}, f'url = "{HERE}"\ntoken = "a"', Settings(THERE)),
+        (THERE, {"FOREMAN_URL": HERE}, f'url = "{HERE}"\ntoken = "a"', Settings(THERE)),
+        (THERE, {"FOREMAN_TOKEN": "b"}, 'token = "a"', Settings(THERE, "b")),
+        (None, {"FOREMAN_URL": "", "FOREMAN_TOKEN": ""}, f'url = "{HERE}"\ntoken = "a"', Settings(HERE, "a")),
+    ],
+)
+def test_which_foreman(url: str | None, environ: dict[str, str], kept: str, found: Settings, tmp_path: Path) -> None:
+    """The option comes before the environment, that before the file; a kept token goes to no other address."""
+    path = tmp_path / "config.toml"
+    path.write_text(kept)
+    assert read_settings(url, environ, path) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("url = ", "Invalid value"),
+        ("urll = 'x'", "'urll'"),
+        ("token = 7", "token is not a text"),
+        ("url = ''", "url is"),
+    ],
+)
+def test_a_settings_file_that_cannot_be_used(text: str, said: str, tmp_path: Path) -> None:
+    """It is said which file is wrong, and where."""
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(UnusableSettings) as raised:
+        read_settings(None, {}, path)
+    assert str(path) in str(raised.value)
+    assert said in str(raised.value)
+
+
+def test_the_token_is_not_printed() -> None:
+    """Whoever prints the settings does not print the token."""
+    assert "s3cret" not in repr(Settings(HERE, "s3cret"))
+
+
+def test_values_of_options() -> None:
+    """An option's value is JSON if it can be, a text otherwise; lengths of time have units."""
+    assert Option().convert("temperature=0.5", None, None) == ("temperature", 0.5)
+    assert Option().convert("stop=a=b", None, None) == ("stop", "a=b")
+    assert Duration().convert("1h30m", None, None) == 5400.0
+    assert Object().convert('{"a": [1]}', None, None) == {"a": [1]}
+    for kind, text in (
+        (Option(), "temperature"),
+        (Option(), "=1"),
+        (Duration(), "5"),
+        (Object(), "[1]"),
+        (Object(), "{"),
+    ):
+        with pytest.raises(click.BadParameter):
+            kind.convert(text, None, None)
+
+
+@given(st.lists(st.one_of(st.just(None), st.dictionaries(st.text(), st.integers())), max_size=20))
+def test_batches(lines: list[dict[str, int] | None]) -> None:
+    """Every line of a batch is a submission, in its order; blank ones are passed over."""
+    file = io.StringIO("\n".join("  " if line is None else json.dumps(line) for line in lines))
+    assert list(batch_of(file)) == [line for line in lines if line is not None]
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_nothing_printed_gives_orders_to_a_terminal(text: str) -> None:
+    """What can be read stays as it is, in its place; control characters and changes of direction do not stay."""
+    shown = printable(text)
+    assert all(each in "\n\t\u200d" or unicodedata.category(each) not in ("Cc", "Cf") for each in shown)
+    if text.isprintable():
+        assert shown == text
+
+
+def test_plain_lines_off_a_terminal() -> None:
+    """A program that reads a table gets a line for each row, whatever a cell holds, and no heading."""
+    out = io.StringIO()
+    screen = Screen(out, io.StringIO(), as_json=False)
+    screen.table(("A", "B"), [("1", "two\nlines\tand a tab"), ("x" * 300, "")])
+    assert out.getvalue() == "1\ttwo lines and a tab\n" + "x" * 300 + "\t\n"
+
+
+def test_a_job_as_json() -> None:
+    """A job's document has its names, its moments as ISO 8601, and its text."""
+    artifact = Artifact(name="content", content_type="text/plain", size=2, sha256="", inline="hi")
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    job = JobInfo(job_id="x", state=JobState.DONE, created_at=at, artifacts=(artifact,))
+    document = json.loads(json.dumps(plain(job)))
+    assert (document["job_id"], document["state"], document["text"]) == ("x", "done", "hi")
+    assert document["created_at"] == "2026-01-02T00:00:00+00:00"
+    assert document["artifacts"][0]["name"] == "content"
+    assert not [name for name in document if name.startswith("_")]
+
+
+@pytest.mark.parametrize(
+    ("length", "shown"),
+    [(None, ""), (0.0, "0.0s"), (9.94, "9.9s"), (59.4, "59s"), (61, "1m01s"), (3600, "1h00m"), (90000, "1d01h")],
+)
+def test_lengths_of_time(length: float | None, shown: str) -> None:
+    """They are as short as can be read at a glance."""
+    assert seconds(length) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (JobFailed(JobInfo(job_id="x", state=JobState.FAILED)), Exit.FAILED),
+        (NotReachable("away"), Exit.NOT_REACHABLE),
+        (Rejected(400, "no", {3: "why"}), Exit.REJECTED),
+        (WaitTimeout("late"), Exit.TOO_LATE),
+    ],
+)
+def test_exit_codes(error: ForemanError, code: Exit) -> None:
+    """A script can tell what went wrong; lines of a batch are named."""
+    said = Said(error)
+    assert said.exit_code == code
+    assert ("line 3: why" in said.message) is isinstance(error, Rejected)
