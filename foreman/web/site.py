@@ -146,9 +146,12 @@ class Root(Resource):
             request.responseHeaders.setRawHeaders(b"content-length", [b"0"])
             request.finish()
         elif path in _OWN_PATHS or path.startswith(_OWN_BELOW):
-            if self._own.render(request) is not NOT_DONE_YET:
-                # Klein's word for a path it cannot decode.
+            try:
+                unquote_to_bytes(path).decode()
+            except UnicodeDecodeError:  # over which Klein would log a traceback
                 respond_error(request, BadRequest("the path is not UTF-8"))
+            else:
+                self._own.render(request)
         else:
             self._native.render(request)
         return NOT_DONE_YET

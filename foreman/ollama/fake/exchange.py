@@ -89,6 +89,7 @@ class Channel(HTTPChannel):
     """A connection, known to its FakeOllama so that it can freeze with it."""
 
     fake: FakeOllama
+    totalHeadersSize = MAX_LENGTH = 1 << 20  # noqa: N815 - Twisted's names; the size is Go's
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -128,6 +129,9 @@ class Exchange(Request):
     record: Record
     rule: Rule | None = None
     route_path: str = ""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more, parsePOSTFormSubmission=False)  # Twisted's fails on odd ones
 
     def process(self) -> None:
         channel: Any = self.channel
