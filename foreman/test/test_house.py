@@ -31,7 +31,7 @@ MAY_KNOW = {
     "webhooks": SHARED | {"documents"},
     "web": SHARED | {"documents", "ollama", "work", "webhooks", "config", "durations"},
     "tap": {"config", "errors", "service"},
-    "client": {"foreman", "durations", "webhooks"},  # only what needs no more than the standard library
+    "client": {"foreman", "webhooks"},  # of which it may import what needs no more than the standard library
     "verify": set(),  # it judges foreman from outside
     "command": {"foreman", "client", "verify", "durations"},
     "demo": set(),
