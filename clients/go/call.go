@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"strings"
@@ -21,6 +22,9 @@ const (
 	// slowest is the pace, in bytes a second, at which a body still goes out
 	// in time.
 	slowest = 64 << 10
+
+	// forever is the patience of one who waits for a job that is accepted.
+	forever = math.MaxInt64
 
 	firstPause   = 200 * time.Millisecond
 	longestPause = 10 * time.Second
@@ -90,10 +94,10 @@ func (c *Client) decode(ctx context.Context, x exchange, v any) error {
 	return nil
 }
 
-// persist tries until it succeeds, fails for good, the context ends, or the
-// client's patience does.
-func (c *Client) persist(ctx context.Context, try func() error) error {
-	end := time.Now().Add(c.patience)
+// persist tries until it succeeds, fails for good, or the context or the
+// patience ends.
+func persist(ctx context.Context, patience time.Duration, try func() error) error {
+	begun := time.Now()
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		err := try()
 		if err == nil {
@@ -111,7 +115,7 @@ func (c *Client) persist(ctx context.Context, try func() error) error {
 			rest = answer.RetryAfter
 		}
 		rest += rand.N(rest/4 + 1) // so that not all come back at once
-		if time.Now().Add(rest).After(end) {
+		if time.Since(begun)+rest > patience {
 			return err
 		}
 		timer := time.NewTimer(rest)

@@ -46,9 +46,9 @@ func WithHTTPClient(h *http.Client) Option {
 	return func(c *Client) { c.http = h }
 }
 
-// WithPatience sets how long [Client.Submit], [Client.SubmitMany],
-// [Client.Wait] and [Client.Run] go on trying while foreman gives no good
-// answer: five minutes unless set. Waiting for a job has no such bound.
+// WithPatience sets how long a submission is tried while foreman cannot be
+// reached or has no room: a minute unless set. Waiting for a job that is
+// accepted has no such bound, only that of its context.
 func WithPatience(d time.Duration) Option {
 	return func(c *Client) { c.patience = d }
 }
@@ -72,7 +72,7 @@ func New(baseURL string, options ...Option) (*Client, error) {
 	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return nil, errors.New("foreman: the URL has more than a scheme, a host and a path")
 	}
-	c := &Client{base: base, http: http.DefaultClient, patience: 5 * time.Minute}
+	c := &Client{base: base, http: http.DefaultClient, patience: time.Minute}
 	for _, option := range options {
 		option(c)
 	}

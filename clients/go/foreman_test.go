@@ -208,6 +208,16 @@ func TestPatienceEnds(t *testing.T) {
 	}
 }
 
+// A job that is accepted is waited for, however long foreman is away.
+func TestWaitOutlastsPatience(t *testing.T) {
+	h := newHouse(t)
+	h.before = func(n int, w http.ResponseWriter, _ *http.Request) bool { return n <= 3 && refuse(w, 503, "") }
+	job, err := h.client(t, WithPatience(0)).Wait(context.Background(), "J1")
+	if err != nil || job.State != Done {
+		t.Errorf("got %+v, %v", job, err)
+	}
+}
+
 // What will not get better is not tried again.
 func TestRefusalsAreFinal(t *testing.T) {
 	for _, status := range []int{400, 401, 404, 410, 413, 422, 500} {

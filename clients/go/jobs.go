@@ -93,7 +93,8 @@ func jobPath(id string, more string) string { return "/jobs/" + url.PathEscape(i
 
 // Submit hands a job over and returns it as it was taken, with its ID and
 // State. The job is on foreman's disk then. Submit tries again while foreman
-// is away or has no room, which never makes a second job.
+// is away or has no room, for as long as [WithPatience] says, which never makes
+// a second job.
 func (c *Client) Submit(ctx context.Context, r Request) (*Job, error) {
 	body, err := r.encode()
 	if err != nil {
@@ -104,7 +105,7 @@ func (c *Client) Submit(ctx context.Context, r Request) (*Job, error) {
 	}
 	x := exchange{path: "/jobs", contentType: "application/json", key: r.IdempotencyKey}.posted(body)
 	job := new(Job)
-	if err := c.persist(ctx, func() error { return c.decode(ctx, x, job) }); err != nil {
+	if err := persist(ctx, c.patience, func() error { return c.decode(ctx, x, job) }); err != nil {
 		return nil, err
 	}
 	return job, nil
@@ -129,7 +130,7 @@ func (c *Client) SubmitMany(ctx context.Context, key string, requests ...Request
 	}
 	x := exchange{path: "/jobs", contentType: "application/x-ndjson", key: key}.posted(body)
 	var batch struct{ Jobs []Job }
-	if err := c.persist(ctx, func() error { return c.decode(ctx, x, &batch) }); err != nil {
+	if err := persist(ctx, c.patience, func() error { return c.decode(ctx, x, &batch) }); err != nil {
 		return nil, err
 	}
 	return batch.Jobs, nil
@@ -154,11 +155,11 @@ func (c *Client) poll(ctx context.Context, id string, wait time.Duration) (*Job,
 }
 
 // Wait waits for a job to be over, over dropped connections and restarts of
-// foreman. A job that has failed is a [JobError]. The Result of one that is
-// done is there whatever its size.
+// foreman, for as long as it takes. A job that has failed is a [JobError]. The
+// Result of one that is done is there whatever its size.
 //
-// If the context or the client's patience ends first, Wait returns the job as
-// it was last seen, nil if it was not, and an error.
+// If the context ends first, Wait returns the job as it was last seen, nil if
+// it was not, and an error.
 func (c *Client) Wait(ctx context.Context, id string) (*Job, error) {
 	wait := 30 * time.Second
 	if limit := c.http.Timeout; limit > 0 {
@@ -166,7 +167,7 @@ func (c *Client) Wait(ctx context.Context, id string) (*Job, error) {
 	}
 	var job *Job
 	for job == nil || !job.State.Final() {
-		err := c.persist(ctx, func() error {
+		err := persist(ctx, forever, func() error {
 			seen, err := c.poll(ctx, id, wait)
 			if err == nil {
 				job = seen
@@ -181,7 +182,7 @@ func (c *Client) Wait(ctx context.Context, id string) (*Job, error) {
 		return job, &JobError{job}
 	}
 	if len(job.Result) == 0 || string(job.Result) == "null" {
-		return job, c.persist(ctx, func() (err error) {
+		return job, persist(ctx, forever, func() (err error) {
 			job.Result, err = c.Artifact(ctx, id, "completion")
 			return err
 		})
