@@ -65,17 +65,19 @@ def submit(
     Without TEXT, what is asked is read from standard input. With --batch, every line of the file is a job as
     `POST /jobs` takes it; MODEL, --webhook, --metadata and --expires-in are for the lines that do not say.
     """
-    expires = None if expires_in is None else f"{math.ceil(expires_in * 1000)}ms"
-    said = {"model": model, "state_webhook_url": webhook, "metadata": metadata, "expires_in": expires}
+    said = {"model": model, "state_webhook_url": webhook, "metadata": metadata}
     common = {name: value for name, value in said.items() if value is not None}
     if batch is not None:
         if not question.is_nothing():
             raise click.UsageError("the lines of a batch say themselves what is asked")
+        if expires_in is not None:
+            common["expires_in"] = f"{math.ceil(expires_in * 1000)}ms"
         jobs = desk.foreman.submit_many([common | line for line in batch_of(batch)], idempotency_key=key)
     elif model is None:
         raise click.UsageError("which MODEL?")
     else:
-        jobs = [desk.foreman.submit(**(common | question.fields()), idempotency_key=key)]
+        asked = common | question.fields()
+        jobs = [desk.foreman.submit(**asked, expires_in=expires_in, idempotency_key=key)]
     if wait:
         _answer(desk, jobs)
         return

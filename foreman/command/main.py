@@ -14,6 +14,7 @@ from foreman.command.running import pause, queue, resume, status
 from foreman.command.serving import serve
 from foreman.command.settings import UnusableSettings, read_settings, settings_path
 from foreman.command.waiting import wait
+from foreman.verify import verify
 
 SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 
@@ -45,6 +46,6 @@ def completion(shell: str) -> None:
 
 
 for command in (
-    ask, submit, jobs, show, wait, tail, cancel, artifacts, queue, pause, resume, status, serve, completion,
+    ask, submit, jobs, show, wait, tail, cancel, artifacts, queue, pause, resume, status, verify, serve, completion,
 ):  # fmt: skip
     main.add_command(command)

@@ -84,15 +84,16 @@ def type_in(
     given: str = "",
     terminal: bool = False,
     environ: Mapping[str, str] | None = None,
+    shell: str | None = None,
 ) -> Typed:
-    """Type `foreman …`; standard input has `given`, and then ends."""
+    """Type `foreman …`, or a script of a shell; standard input has `given`, and then ends."""
     typed = Typed()
     settings = {"FOREMAN_URL": url, "XDG_CONFIG_HOME": str(folder), "HOME": str(folder), "TERM": "xterm-256color"}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FOREMAN_")}
-    command = [sys.executable, "-m", "foreman.command", *words]
+    command = [sys.executable, "-m", "foreman.command", *words] if shell is None else ["/bin/sh", "-c", shell]
     path = {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = reactor.spawnProcess(
-        typed, sys.executable, command, {**clean, **path, **settings, **(environ or {})}, str(folder), usePTY=terminal
+        typed, command[0], command, {**clean, **path, **settings, **(environ or {})}, str(folder), usePTY=terminal
     )
     if terminal:
         fcntl.ioctl(process.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
@@ -299,6 +300,22 @@ async def test_serve(tmp_path: Path) -> None:
     assert typed.transport is not None
     typed.transport.signalProcess("TERM")
     assert (await typed.over()).code == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_page_for_callers() -> None:
+    """What docs/callers.md types works as it stands there, every line of it."""
+    page = (Path(__file__).parents[2] / "docs" / "callers.md").read_text().partition("\n# The command\n")[2]
+    examples, verifying = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    async with house(**models()) as there:
+        lines = (examples + verifying).replace("qwen3:30b", "quick").replace("http://127.0.0.1:8080", there.url)
+        lines = lines.replace("http://127.0.0.1:11434", there.fake.url)
+        script = f'set -e; foreman() {{ "{sys.executable}" -m foreman.command "$@"; }}\n{lines}'
+        typed = type_in(there.folder, there.url, shell=script)
+        assert (await typed.over()).code == 0, (typed.shown, typed.errors)
+        assert typed.shown.startswith(f" {WORDS}\n {WORDS}\n")
+        assert len(list((there.folder / "answers").iterdir())) == 2
+        assert len(await there.rows()) >= 4
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
