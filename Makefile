@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: run demo test test-clients lint audit requirements bench bench-report docs clean
+.PHONY: run demo test test-clients lint audit requirements bench bench-report chaos chaos-short chaos-report docs clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +66,18 @@ bench-report: $(VENV)/.installed .venv-bench/.installed
 .venv-%/.installed: requirements/%.txt
 	-$(PYTHON) -m venv .venv-$* && .venv-$*/bin/pip install --quiet --disable-pip-version-check -r $< && \
 		echo '*' > .venv-$*/.gitignore && touch $@
+
+# Load and faults for five minutes, and a judge (CHAOS="--seconds 3600" for longer); `make chaos-report` makes the page of it.
+chaos: $(VENV)/.installed
+	$(BIN)/python -m chaos --record $(CHAOS)
+
+chaos-report: $(VENV)/.installed
+	$(BIN)/python -m chaos --report
+
+# The same in a minute, with seeds of their own: one that once found something, and one of everything.
+chaos-short: $(VENV)/.installed
+	$(BIN)/python -m chaos --length 8 --rate 20 --rounds 1 --seed 201
+	$(BIN)/python -m chaos --length 8 --rate 20 --rounds 1 --seed 1001
 
 # The parts of the documentation that are made from others.
 docs: $(VENV)/.installed

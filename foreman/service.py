@@ -49,6 +49,7 @@ from foreman.work.moves import Move
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.retention import Retention
+from foreman.work.setback import Setback
 from foreman.work.store import Store
 from foreman.work.switchboard import Switchboard
 from foreman.work.tails import Tails
@@ -160,6 +161,8 @@ class Foreman(Service):
                 needed=lambda: not self._inventory.up and not self._pause.active and self._store.backlog.queued > 0,
             )
         self._expiry = Expiry(store=self._store, tick=self._tick, now_ms=now_ms)
+        self._setback = Setback(store=self._store, tick=self._tick, clock=reactor, now_ms=now_ms)
+        self._setback.on_moved += [self._worker.wake, self._outbox.look]
         self._forecasts = Forecasts(
             store=self._store, worker=self._worker, inventory=self._inventory, pause=self._pause
         )
@@ -264,6 +267,7 @@ class Foreman(Service):
         await self._forecasts.start()
         self._tick.start()
         self._tick.subscribe(self._beat)
+        await self._setback.start()
         await self._pause.start()
         await self._inventory.start()
         self._worker.start()
@@ -332,6 +336,7 @@ class Foreman(Service):
         await self._outbox.stop()
         await self._inventory.stop()
         self._pause.stop()
+        self._setback.stop()
         self._tick.stop()
         await self._target.close()
         await self._store.stop()

@@ -379,3 +379,17 @@ KEPT = "SELECT value, at FROM kept WHERE key = ?"
 
 LIFT = "UPDATE jobs SET failures = max(0, failures - ?) WHERE seq = ? AND state = 'queued'"
 """Charges made while the target was wedged, taken back from a job that still waits."""
+
+# -- when the clock is set back ----------------------------------------------------------------------------------------
+
+NEWEST = "SELECT created_at FROM jobs ORDER BY seq DESC LIMIT 1"
+"""When the newest job was accepted."""
+
+HASTEN_JOBS = "UPDATE jobs SET not_before = max(1, not_before - ?) WHERE state = 'queued' AND not_before > 0"
+"""Backoffs end so many milliseconds sooner."""
+
+HASTEN_EXPIRY = "UPDATE jobs SET expires_at = expires_at - ? WHERE state = 'queued' AND expires_at IS NOT NULL"
+"""What waits expires sooner."""
+
+HASTEN_DELIVERIES = "UPDATE events SET next_at = next_at - ? WHERE next_at IS NOT NULL"
+"""Deliveries are tried sooner."""

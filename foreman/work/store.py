@@ -329,6 +329,10 @@ class Store:
         """When the longest waiting job was created, in milliseconds since the epoch; None if none waits."""
         return await self._number(queries.OLDEST_CREATED)
 
+    async def newest(self) -> int | None:
+        """When the newest job was created, in milliseconds since the epoch; None if there is none."""
+        return await self._number(queries.NEWEST)
+
     async def _number(self, query: str) -> int | None:
         row = await self._database.read(lambda cursor: cursor.execute(query).fetchone())
         return None if row is None else row[0]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .server import FakeOllama
 
 
-def state(fake: FakeOllama, *, requests: bool = True) -> dict[str, Any]:
-    """Counts, loads, overlaps and requests (without bodies and headers) as plain values."""
+def state(fake: FakeOllama, *, requests: bool = True, bodies: bool = False) -> dict[str, Any]:
+    """Counts, loads, overlaps and requests (without headers, and without `bodies` unless wanted) as plain values."""
     shown = [
         {
             "peer": record.peer,
@@ -35,6 +35,10 @@ def state(fake: FakeOllama, *, requests: bool = True) -> dict[str, Any]:
             "first_byte_at": record.first_byte_at,
             "ended_at": record.ended_at,
             "size": len(record.body),
+            "sent": record.sent,
+            "crc": record.crc,
+            "fault": record.fault,
+            **({"body": record.body.decode("utf-8", "replace")} if bodies else {}),
         }
         for record in fake.requests
     ]
@@ -79,9 +83,10 @@ class Control:
         return orjson.dumps(value, default=str)
 
     def state(self, request: IRequest) -> bytes:
-        """What has happened so far; `?requests=0` leaves the requests out."""
+        """What has happened so far; `?requests=0` leaves the requests out, `?bodies=1` shows theirs too."""
         args: dict[bytes, list[bytes]] = request.args
-        return self._json(request, state(self._fake, requests=args.get(b"requests") != [b"0"]))
+        shown = state(self._fake, requests=args.get(b"requests") != [b"0"], bodies=args.get(b"bodies") == [b"1"])
+        return self._json(request, shown)
 
     def plan(self, request: IRequest) -> bytes:
         """Plan a fault."""

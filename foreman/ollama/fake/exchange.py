@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import posixpath
 import socket
+import zlib
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,8 @@ class Record:
     :ivar headers: lower-case name to the last value.
     :ivar connected_at: seconds on the clock when the whole request was there; `ended_at`: when it was over.
     :ivar outcome: `open`, `answered`, `left` (the client went away) or `cut` (a fault closed the connection).
+    :ivar sent: bytes of the answer's body that were written, and `crc`: their CRC-32.
+    :ivar fault: what struck it, or lay in wait for it; None for nothing.
     """
 
     peer: str
@@ -78,6 +81,9 @@ class Record:
     ended_at: float | None = None
     outcome: str = "open"
     status: int | None = None
+    sent: int = 0
+    crc: int = 0
+    fault: str | None = None
 
     @property
     def left_at(self) -> float | None:
@@ -262,6 +268,8 @@ class Exchange(Request):
             self.record.first_byte_at = self.fake.clock.seconds()
             self.record.status = self.code
             self.defaultContentType = None
+        self.record.sent += len(data)
+        self.record.crc = zlib.crc32(data, self.record.crc)
         super().write(data)
 
     def finish(self) -> None:

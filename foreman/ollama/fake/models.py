@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import cycle, islice
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -109,6 +110,15 @@ def streaming_model(name: str, *, tokens: int, token_bytes: int, token_rate: flo
     return FakeModel(name=name, answer=answer, token_rate=token_rate)
 
 
+def echo(tokens: int) -> Callable[[Ask], Iterable[str]]:
+    """An answer that says the words of the prompt, again and again, until it has so many tokens."""
+
+    def answer(ask: Ask) -> Iterator[str]:
+        return islice(cycle(_words(ask.prompt)), tokens)
+
+    return answer
+
+
 def default_models(**changes: object) -> tuple[FakeModel, ...]:
     """The models of the recorded traffic, instant unless `changes` (fields of FakeModel) say otherwise."""
     numbers = _words("one two three four five six seven eight nine ten")
@@ -157,6 +167,7 @@ _SPEC: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "capabilities": ("capabilities", lambda text: tuple(text.split("+"))),
     "words": ("words", lambda text: tuple(f" {word}" for word in text.split("+"))),
     "context": ("context_length", int),
+    "echo": ("answer", lambda text: echo(int(text))),
 }
 
 
@@ -164,8 +175,8 @@ def parse_models(spec: str) -> tuple[FakeModel, ...]:
     """Models from `name[,key=value]…;name…`.
 
     Keys: `load`, `prompt` (seconds), `rate` (tokens a second), `size` (bytes), `capabilities` and `words` (joined by
-    `+`), `context`, and `tokens` with `token_bytes` for a model of long answers.  A name of the default set starts
-    from that model; `defaults` stands for all of them.
+    `+`), `context`, `echo` (so many tokens, the words of the prompt), and `tokens` with `token_bytes` for a model of
+    long answers.  A name of the default set starts from that model; `defaults` stands for all of them.
 
     :raise ValueError: naming what cannot be read.
     """

@@ -182,6 +182,7 @@ class FakeOllama:
     def serve(self, exchange: Exchange) -> None:
         """A request that has a route: meet its fault, or be handled."""
         rule = self.faults.take(exchange.route_path, exchange.body)
+        exchange.record.fault = None if rule is None else rule.fault
         if rule is None or rule.fault not in BEFORE:
             exchange.rule = rule
             self._handle(exchange)

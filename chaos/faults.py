@@ -1,0 +1,262 @@
+"""The faults, by lane: what each does to whom, and how it is taken back."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+from attrs import define, field
+
+from chaos import clocked
+from chaos.plan import Plan, Strike
+from chaos.processes import Foreman, Ollama
+from chaos.receivers import ANSWERS, Receiver
+
+INFINITY = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+INFERENCE = ("/api/chat", "/api/generate", "/v1/chat/completions")
+
+
+@define(eq=False, kw_only=True)
+class Faults:
+    """Strikes foreman, its target and its receivers as the plan says.
+
+    :ivar log: what was done, from when to when.
+    """
+
+    foreman: Foreman
+    ollama: Ollama
+    receivers: list[Receiver]
+    log: list[dict[str, Any]] = field(factory=list)
+
+    async def run(self, plan: Plan) -> None:
+        """Strike at the planned times; those of one lane wait for each other."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        lanes: dict[str, list[Strike]] = {lane: [] for lane in LANES}
+        for strike in plan.strikes:
+            lanes[lane_of(strike.fault)].append(strike)
+
+        async def lane(strikes: list[Strike]) -> None:
+            for strike in strikes:
+                await asyncio.sleep(began + strike.at - loop.time())
+                entry: dict[str, Any] = {"fault": strike.fault, "at": time.time(), "until": None}
+                self.log.append(entry)
+                entry["note"] = await ACTS[strike.fault](self, strike)
+                entry["until"] = time.time()
+
+        await asyncio.gather(*map(lane, lanes.values()))
+
+    # -- foreman ---------------------------------------------------------------------------------------------------
+
+    async def kill(self, strike: Strike) -> str:
+        """`kill -9`, some time in the dark, a new life; sometimes once more while that begins."""
+        await self.foreman.end(signal.SIGKILL)
+        await asyncio.sleep(strike.seconds)
+        await self.foreman.start()
+        if strike.chance < 0.25:
+            await asyncio.sleep(4 * strike.chance)
+            await self.foreman.end(signal.SIGKILL)
+            await self.foreman.start()
+        await self.foreman.ready()
+        return ""
+
+    async def terminate(self, strike: Strike) -> str:
+        """SIGTERM, and a new life."""
+        await self.foreman.end(signal.SIGTERM)
+        await asyncio.sleep(strike.seconds)
+        await self.foreman.start()
+        await self.foreman.ready()
+        return ""
+
+    async def freeze(self, strike: Strike) -> str:
+        """The machine of foreman sleeps."""
+        self.foreman.send(signal.SIGSTOP)
+        await asyncio.sleep(strike.seconds)
+        self.foreman.send(signal.SIGCONT)
+        return ""
+
+    async def fill(self, strike: Strike) -> str:
+        """The disk is full: no file may become longer than the database's log is."""
+        log = self.foreman.database.with_name("foreman.db-wal")
+        return await self._limited(resource.RLIMIT_FSIZE, log.stat().st_size if log.exists() else 0, strike.seconds)
+
+    async def protect(self, strike: Strike) -> str:
+        """The file can be read only: no write to any file succeeds."""
+        return await self._limited(resource.RLIMIT_FSIZE, 0, strike.seconds)
+
+    async def starve(self, strike: Strike) -> str:
+        """There are hardly any file descriptors left."""
+        open_ones = self.foreman.descriptors()
+        return await self._limited(resource.RLIMIT_NOFILE, open_ones + int(strike.chance * 6), strike.seconds)
+
+    async def _limited(self, what: int, limit: int, seconds: float) -> str:
+        pid = self.foreman.pid
+        before = resource.prlimit(pid, what)
+        resource.prlimit(pid, what, (limit, before[1]))
+        await asyncio.sleep(seconds)
+        resource.prlimit(pid, what, before)
+        return str(limit)
+
+    async def lock(self, strike: Strike) -> str:
+        """Somebody else holds the database's write lock."""
+        with closing(sqlite3.connect(self.foreman.database, timeout=5, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            await asyncio.sleep(strike.seconds)
+            connection.execute("ROLLBACK")
+        return ""
+
+    async def jump(self, strike: Strike) -> str:
+        """The wall clock of foreman jumps, and mostly jumps back later."""
+        seconds = JUMPS[int(strike.chance * len(JUMPS))]
+        clocked.write(self.foreman.clock, seconds)
+        await asyncio.sleep(strike.seconds)
+        if seconds > 0 or strike.chance % 0.1 < 0.05:
+            clocked.write(self.foreman.clock, 0)
+        return f"{seconds} s"
+
+    # -- the target --------------------------------------------------------------------------------------------------
+
+    async def sleep(self, strike: Strike) -> str:
+        """The laptop sleeps."""
+        self.ollama.send(signal.SIGSTOP)
+        await asyncio.sleep(strike.seconds)
+        self.ollama.send(signal.SIGCONT)
+        return ""
+
+    async def refuse(self, strike: Strike) -> str:
+        """Nobody listens."""
+        await self.ollama.control("POST", "refuse")
+        await asyncio.sleep(strike.seconds)
+        await self.ollama.control("POST", "accept")
+        return ""
+
+    async def cut(self, _: Strike) -> str:
+        """Every connection is closed."""
+        await self.ollama.control("POST", "cut")
+        return ""
+
+    async def storm(self, strike: Strike) -> str:
+        """503 to everything that is work."""
+        for path in INFERENCE:
+            await self.ollama.control("POST", "faults", {"path": path, "fault": "busy-503", "times": None})
+        await asyncio.sleep(strike.seconds)
+        await self.ollama.control("DELETE", "faults")
+        return ""
+
+    async def fault(self, strike: Strike, *, kind: str, load: bool) -> str:
+        """The next request, or load, of any sort meets FakeOllama's fault of that name."""
+        for path in INFERENCE:
+            rule = {"path": path, "fault": kind, "load": load, "after": int(1 + strike.chance * 8), "times": 1}
+            await self.ollama.control("POST", "faults", rule)
+        await asyncio.sleep(strike.seconds)
+        await self.ollama.control("DELETE", "faults")
+        return ""
+
+    # -- the receivers -----------------------------------------------------------------------------------------------
+
+    async def mislead(self, strike: Strike, *, mood: str) -> str:
+        """A receiver answers as it should not."""
+        receiver = self._faulty(strike)
+        receiver.mood = mood
+        await asyncio.sleep(strike.seconds)
+        receiver.mood = "well"
+        return receiver.url
+
+    async def die(self, strike: Strike) -> str:
+        """A receiver is gone."""
+        receiver = self._faulty(strike)
+        await receiver.stop()
+        await asyncio.sleep(strike.seconds)
+        await receiver.start()
+        return receiver.url
+
+    def _faulty(self, strike: Strike) -> Receiver:
+        return self.receivers[1 + int(strike.chance * (len(self.receivers) - 1))]
+
+
+JUMPS = (-86_400, -3600, -60, -3, 3, 60, 3600, 86_400)
+"""Seconds by which a clock jumps."""
+
+Lane = Mapping[str, tuple[float, float]]
+
+FOREMAN: Lane = {
+    "kill -9": (0.0, 1.0),
+    "SIGTERM": (0.0, 0.5),
+    "foreman sleeps": (0.5, 8.0),
+    "disk full": (0.5, 3.0),
+    "database read-only": (0.5, 3.0),
+    "database locked": (0.5, 3.0),
+    "no descriptors": (0.5, 3.0),
+    "clock jumps": (0.5, 4.0),
+}
+TARGET: Lane = {
+    "target sleeps": (0.5, 9.0),
+    "target refuses": (0.5, 6.0),
+    "target's connections cut": (0.0, 0.0),
+    "503 storm": (0.5, 3.0),
+    "hangs before headers": (1.0, 4.0),
+    "hangs mid-stream": (1.0, 4.0),
+    "drops before headers": (1.0, 4.0),
+    "cuts mid-line": (1.0, 4.0),
+    "truncates a stream": (1.0, 4.0),
+    "error mid-stream": (1.0, 4.0),
+    "ends without done": (1.0, 4.0),
+    "500": (1.0, 4.0),
+    "load fails": (1.0, 4.0),
+    "load hangs": (1.0, 4.0),
+    "load dropped": (1.0, 4.0),
+}
+HOOKS: Lane = {
+    **{f"receiver {mood}": (1.0, 5.0) for mood in ANSWERS if mood != "well"},
+    "receiver hangs": (1.0, 5.0),
+    "receiver dies": (1.0, 5.0),
+}
+LANES: Mapping[str, Lane] = {"foreman": FOREMAN, "target": TARGET, "receivers": HOOKS}
+"""By lane every fault there is, and for how long it lasts: (least, most) seconds."""
+
+
+def lane_of(fault: str) -> str:
+    """The lane that a fault belongs to."""
+    return next(lane for lane, faults in LANES.items() if fault in faults)
+
+
+def _kind(kind: str, *, load: bool = False) -> Callable[[Faults, Strike], Awaitable[str]]:
+    return partial(Faults.fault, kind=kind, load=load)
+
+
+ACTS: Mapping[str, Callable[[Faults, Strike], Awaitable[str]]] = {
+    "kill -9": Faults.kill,
+    "SIGTERM": Faults.terminate,
+    "foreman sleeps": Faults.freeze,
+    "disk full": Faults.fill,
+    "database read-only": Faults.protect,
+    "database locked": Faults.lock,
+    "no descriptors": Faults.starve,
+    "clock jumps": Faults.jump,
+    "target sleeps": Faults.sleep,
+    "target refuses": Faults.refuse,
+    "target's connections cut": Faults.cut,
+    "503 storm": Faults.storm,
+    "hangs before headers": _kind("hang"),
+    "hangs mid-stream": _kind("hang-mid-stream"),
+    "drops before headers": _kind("drop"),
+    "cuts mid-line": _kind("cut-mid-line"),
+    "truncates a stream": _kind("cut"),
+    "error mid-stream": _kind("error-line"),
+    "ends without done": _kind("no-done"),
+    "500": _kind("error-500"),
+    "load fails": _kind("error-500", load=True),
+    "load hangs": _kind("hang", load=True),
+    "load dropped": _kind("drop", load=True),
+    **{f"receiver {mood}": partial(Faults.mislead, mood=mood) for mood in (*ANSWERS, "hangs") if mood != "well"},
+    "receiver dies": Faults.die,
+}
+"""Who strikes."""

@@ -1,0 +1,190 @@
+"""What a round will do: its calls and its faults, a pure function of seed, length, rates and the faults allowed.
+
+Real processes do not take turns as planned ones would, so a seed replays what is done and when, not what comes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from random import Random
+from typing import Any
+
+from attrs import frozen
+
+ECHO = 12
+"""Tokens of a short answer; it says the words of its prompt, so that everybody sees whose it is."""
+
+MODELS = {
+    "quick-a": f"load=0.1,prompt=0.01,rate=500,echo={ECHO}",
+    "quick-b": f"load=0.1,prompt=0.01,rate=500,echo={ECHO}",
+    "quick-c": f"load=0.3,prompt=0.02,rate=300,echo={ECHO}",
+    "slow": f"load=0.5,prompt=0.1,rate=12,echo={ECHO}",
+    "long": "load=0.1,tokens=2000,token_bytes=400",
+}
+"""The target's models and how they are made (`python -m foreman.ollama.fake --models`)."""
+
+_SHARES = {"quick-a": 30, "quick-b": 30, "quick-c": 25, "slow": 10, "long": 5}
+
+PAGES = ("/healthz", "/queue", "/metrics", "/jobs", "/api/tags", "/api/version")
+
+RECEIVERS = 3
+"""Webhook receivers; the first has no faults."""
+
+
+class Kind(StrEnum):
+    """What a client does."""
+
+    STREAM = "stream"
+    WHOLE = "whole"
+    JOB = "job"
+    BATCH = "batch"
+    RESPOND_ASYNC = "respond-async"
+    PAGE = "page"
+
+
+_KINDS = {Kind.STREAM: 33, Kind.WHOLE: 15, Kind.JOB: 32, Kind.BATCH: 6, Kind.RESPOND_ASYNC: 9, Kind.PAGE: 5}
+
+
+class Manner(StrEnum):
+    """How a client behaves."""
+
+    STAYS = "stays"
+    SLOW = "slow reader"
+    HALF_CLOSES = "half-closes"
+    LEAVES_MID_BODY = "leaves before its body's end"
+    LEAVES_WAITING = "leaves while it waits"
+    LEAVES_AT_HEAD = "leaves at the head"
+    LEAVES_MID_STREAM = "leaves in the middle of the answer"
+
+
+class Then(StrEnum):
+    """What is done about an accepted job later."""
+
+    NOTHING = "nothing"
+    CANCEL = "cancel"
+    DELETE = "delete"
+    WAIT = "wait"
+    FOLLOW = "follow"
+
+
+@frozen(kw_only=True)
+class Call:
+    """One client.
+
+    :ivar at: seconds after the round's start.
+    :ivar number: no other's.
+    :ivar key: its idempotency key: it repeats its request until it is answered, and `again` times after that.
+    :ivar pause: seconds before it leaves, or before `then`.
+    :ivar webhook: the receiver that is told, None for none.
+    """
+
+    at: float
+    number: int
+    kind: Kind
+    path: str
+    model: str
+    options: Mapping[str, int]
+    manner: Manner = Manner.STAYS
+    lines: int = 1
+    key: str | None = None
+    again: int = 0
+    pause: float = 0.0
+    then: Then = Then.NOTHING
+    webhook: int | None = None
+    expires_in: str | None = None
+
+    @property
+    def tag(self) -> str:
+        """What its prompt says, and no other's; the lines of a batch add `.1`, `.2` and so on."""
+        return f"c{self.number}"
+
+
+@frozen(kw_only=True)
+class Strike:
+    """One fault.
+
+    :ivar at: seconds after the round's start; `seconds`: how long it lasts.
+    :ivar chance: a number from 0 to 1 for whatever else is to be decided.
+    """
+
+    at: float
+    fault: str
+    seconds: float
+    chance: float
+
+
+@frozen
+class Plan:
+    """A round."""
+
+    seed: int
+    seconds: float
+    calls: Sequence[Call]
+    strikes: Sequence[Strike]
+
+
+def plan(
+    seed: int, *, seconds: float, calls_per_second: float, pause: float, lanes: Mapping[str, Mapping[str, Any]]
+) -> Plan:
+    """The round of a seed.
+
+    :param pause: seconds between two faults of one lane, on average.
+    :param lanes: by lane the faults that may strike there, each with the seconds it lasts: (least, most).  Faults of
+        one lane never overlap, those of different lanes do.
+    """
+    random = Random(f"calls {seed}")
+    count = round(seconds * calls_per_second)
+    calls = [_call(random, number, random.uniform(0.0, seconds)) for number in range(count)]
+    strikes = []
+    for lane, faults in lanes.items():
+        random = Random(f"{lane} {seed}")
+        at = random.uniform(0.5, 1.0 + pause)
+        while faults and at < seconds:
+            fault = random.choice(sorted(faults))
+            lasts = random.uniform(*faults[fault])
+            strikes.append(Strike(at=at, fault=fault, seconds=lasts, chance=random.random()))
+            at += lasts + random.uniform(0.5, 1.5) * pause
+    return Plan(
+        seed,
+        seconds,
+        sorted(calls, key=lambda call: call.at),
+        sorted(strikes, key=lambda strike: strike.at),
+    )
+
+
+def _call(random: Random, number: int, at: float) -> Call:
+    [kind] = random.choices(list(_KINDS), list(_KINDS.values()))
+    [model] = random.choices(list(_SHARES), list(_SHARES.values()))
+    options = {"num_ctx": 512} if random.random() < 0.1 else {}
+    path = random.choice(("/api/chat", "/api/chat", "/api/generate"))
+    more: dict[str, Any] = {"pause": random.uniform(0.0, 2.0)}
+    if kind is Kind.PAGE:
+        path = random.choice(PAGES)
+    elif kind in (Kind.STREAM, Kind.WHOLE):
+        if random.random() < 0.25:
+            path, options = "/v1/chat/completions", {}
+        if random.random() < 0.4:
+            more["manner"] = random.choice(list(Manner))
+    else:
+        more |= _job(random, kind, f"key-{number}")
+        if kind is Kind.BATCH:
+            model = random.choice(("quick-a", "quick-b", "quick-c"))
+    return Call(at=at, number=number, kind=kind, path=path, model=model, options=options, **more)
+
+
+def _job(random: Random, kind: Kind, key: str) -> dict[str, Any]:
+    """What only async jobs have."""
+    more: dict[str, Any] = {}
+    if kind is not Kind.RESPOND_ASYNC:
+        if random.random() < 0.6:
+            more["webhook"] = random.randrange(RECEIVERS)
+        if random.random() < 0.05:
+            more["expires_in"] = random.choice(("1s", "3s"))
+    if random.random() < 0.7:
+        more |= {"key": key, "again": random.randrange(3)}
+    if kind is Kind.BATCH:
+        more["lines"] = random.randrange(2, 30)
+    elif random.random() < 0.4:
+        more["then"] = random.choice(list(Then))
+    return more
