@@ -170,13 +170,15 @@ def _parse_url(text: str) -> str:
     url = urlsplit(text)
     if url.scheme not in ("http", "https") or not url.hostname or url.path not in ("", "/") or url.port == 0:
         raise ValueError(text)
+    if "_" in url.hostname:  # resolvers may take it, Twisted's client does not
+        raise ValueError(text)
     host = _host(url.hostname)
     shown = f"[{host}]" if isinstance(host, IPv6Address) else str(host)
     return f"{url.scheme}://{shown}" + (f":{url.port}" if url.port else "")
 
 
 URL = Kind(
-    "http://host[:port] or https://host[:port], without a path, a query or a user",
+    "http://host[:port] or https://host[:port], without a path, a query or a user, and no `_` in the host",
     _parse_url,
     hidden=r"(?s)^.*@",
 )

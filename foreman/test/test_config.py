@@ -162,6 +162,7 @@ BAD = {
             "http://10.0.0.256",
             "http://laptop\\x",
             "http://-x",
+            "http://my_laptop.lan:11434",
             "http://lap\ntop",
         ),
     ],
