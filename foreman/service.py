@@ -49,6 +49,7 @@ from foreman.work.moves import Move
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.retention import Retention
+from foreman.work.roster import Roster
 from foreman.work.setback import Setback
 from foreman.work.store import Store
 from foreman.work.switchboard import Switchboard
@@ -97,6 +98,7 @@ class Foreman(Service):
             poll_interval=config.poll_interval,
             shelf=self._store,
         )
+        self._inventory.on_models.append(Roster(self._store).listed)
         self._residency = Residency(
             target=self._target,
             inventory=self._inventory,
@@ -320,6 +322,8 @@ class Foreman(Service):
         return detach(self._stop())
 
     async def _stop(self) -> None:
+        if self._reactor._stopped:  # noqa: SLF001 - a signal asked for this; the next would find nothing to stop, and fail
+            self._reactor.stop = lambda: self._log.info("Stopping already")
         await self._starting  # half a start cannot be taken back
         self._readiness.ready = False
         deadline = self._reactor.seconds() + self._config.shutdown_grace

@@ -71,6 +71,7 @@ class Inventory:
     :ivar polls_answered: polls so far that reached the target; `polls_failed`: that did not.
     :ivar on_up: called, in order, whenever the target comes back; the worker's wake-up stands first.
     :ivar on_poll: called after each poll that the target answered.
+    :ivar on_models: called after each list of models, whoever asked for it, the one kept from the last life included.
     :ivar jobs_waiting: asked at each beat while the target is down.
     """
 
@@ -104,6 +105,7 @@ class Inventory:
         self.polls_failed = 0
         self.on_up: list[Callable[[], None]] = []
         self.on_poll: list[Callable[[], None]] = []
+        self.on_models: list[Callable[[Mapping[str, Model]], None]] = []
         self.jobs_waiting: Callable[[], bool] = lambda: False
         self._in_vram: set[str] = set()
         self._fell_back: set[str] = set()
@@ -190,11 +192,16 @@ class Inventory:
         return answer
 
     def _learn_models(self, answer: KeptAnswer | None) -> None:
-        if answer is not None:
-            try:
-                self.models = read_models(answer.body)
-            except (ValueError, KeyError, TypeError) as error:
-                self._log.warn("The target's list of models cannot be read: {error}", error=error)
+        if answer is None:
+            return
+        try:
+            models = read_models(answer.body)
+        except (ValueError, KeyError, TypeError) as error:
+            self._log.warn("The target's list of models cannot be read: {error}", error=error)
+            return
+        self.models = models
+        for told in self.on_models:
+            told(models)
 
     def _learn_version(self, answer: KeptAnswer | None) -> None:
         if answer is not None:
@@ -301,22 +308,32 @@ class Inventory:
         self.polls_answered += 1
         self.last_poll = self._now_ms()
         self.last_error = None
-        listed = False
-        for path in ("/api/tags", "/api/ps"):
-            try:
-                reply = await self._target.call(b"GET", path.encode(), timeout=POLL_TIMEOUT, fresh=True)
-            except TargetError as error:
-                # Slow is not down: /api/ps may wait for a load.
-                self.last_error = f"{path}: {error}"
-            else:
-                self.learn(path, reply, durable=path != "/api/ps")
-                if path == "/api/ps":
-                    self.see_residents(reply)
-                else:
-                    listed = reply.status == 200
+        try:
+            models = await self._list("/api/tags")
+            residents = await self._list("/api/ps")
+        except TargetError as error:
+            self.unreachable(error)
+            return False
+        if residents is not None:
+            self.see_residents(residents)
         for told in self.on_poll:
             told()
-        return listed
+        return models is not None and models.status == 200
+
+    async def _list(self, path: str) -> Reply | None:
+        """Ask for a list; None if the target is there but slow, as `/api/ps` may be during a load.
+
+        :raise TargetError: it is there no more.
+        """
+        try:
+            reply = await self._target.call(b"GET", path.encode(), timeout=POLL_TIMEOUT, fresh=True)
+        except TargetError as error:
+            if not await self._target.probe(timeout=PROBE_TIMEOUT):
+                raise
+            self.last_error = f"{path}: {error}"
+            return None
+        self.learn(path, reply, durable=path != "/api/ps")
+        return reply
 
     def see_residents(self, reply: Reply) -> None:
         """Take note of an `/api/ps` answer."""

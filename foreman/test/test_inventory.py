@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest_twisted
 
+from foreman.errors import Stalled
 from foreman.ollama.fake import Fault
 from foreman.ollama.inventory import Inventory
 from foreman.test.harness import House, RawClient, ask, chat, eventually, house
@@ -129,6 +130,21 @@ async def test_spellings_and_queries_do_not_fill_the_database() -> None:
         assert [key for key in await kept_keys(here) if key.startswith("/v1/models/")] == ["/v1/models/tiny-a:latest"]
 
 
+@pytest_twisted.ensureDeferred
+async def test_what_was_kept_of_a_model_goes_with_it() -> None:
+    """A model is removed, or pulled anew: the answers about it that nobody can be given any more are deleted."""
+    async with house() as here:
+        for name in ("tiny-a", "tiny-b"):
+            await here.ask("POST", "/api/show", {"model": name})
+            await here.ask("GET", f"/v1/models/{name}")
+        del here.fake.models["tiny-a:latest"]
+        await here.foreman._inventory.refresh()
+        await here.foreman._store.transact(lambda _: None, durable=False)  # the deletion stands before it
+        about = [key.split(" ")[:2] for key in await kept_keys(here) if key.startswith(("/api/show ", "/v1/models/"))]
+        assert about == [["/api/show", "tiny-b:latest"], ["/v1/models/tiny-b:latest"]]
+        assert status(await here.ask("GET", "/v1/models/tiny-b")) == 200
+
+
 # -- up and down -------------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +156,26 @@ async def test_a_proxy_before_a_dead_ollama_is_not_ollama() -> None:
         await here.foreman._inventory.refresh()
         assert not here.foreman._inventory.up
         assert "500" in (await here.ask("GET", "/healthz")).document["target"]["last_error"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_target_that_falls_asleep_during_a_poll_is_noticed_at_the_first_call_that_fails() -> None:
+    """The lid is closed between two calls of a poll: what is left of it is not waited for."""
+    async with house() as here:
+        await eventually(lambda: here.foreman._inventory._polling is None)
+        target, asked = here.foreman._target, list[bytes]()
+        call = target.call
+
+        async def asleep_after_the_first(method: bytes, path: bytes, **how: Any) -> Any:
+            asked.append(path)
+            if len(asked) > 1:
+                raise Stalled("silence", probe_answered=False)
+            return await call(method, path, **how)
+
+        target.call = asleep_after_the_first  # type: ignore[method-assign, assignment]
+        assert not await here.foreman._inventory.refresh()
+        assert asked == [b"/api/version", b"/api/tags", b"/api/version"]
+        assert not here.foreman._inventory.up
 
 
 def count_probes(inventory: Inventory) -> list[int]:

@@ -34,6 +34,10 @@ class Backlog:
         """Queued jobs of one runner, in backoff or not."""
         return self._by_runner[runner]
 
+    def runner_models(self) -> set[str]:
+        """The models of the runners that jobs wait for: digests, or names where none was known."""
+        return {runner.model for runner in self._by_runner}
+
     def by_model(self) -> dict[str, int]:
         """Queued jobs by model as their callers wrote it; models without any are left out."""
         return dict(self._by_model)
@@ -51,6 +55,11 @@ class Backlog:
         now = move.job.state
         self.running += (now in _RUNNING) - (move.was in _RUNNING)
         self._count(move.job.runner, move.job.model, (now is JobState.QUEUED) - (move.was is JobState.QUEUED))
+
+    def identify(self, runner: Runner, digest: str) -> None:
+        """A queued job of a runner known by its model's name is one of that digest's."""
+        _add(self._by_runner, runner, -1)
+        _add(self._by_runner, Runner(digest, runner.options), 1)
 
     def _count(self, runner: Runner, model: str, by: int) -> None:
         self.queued += by

@@ -154,6 +154,14 @@ OLDER_OF_RUNNER = """
 """
 """How many ready jobs of a runner are older than one, as far as it is worth counting."""
 
+# -- which model it is ------------------------------------------------------------------------------------------------
+
+IDENTIFY = """
+    UPDATE jobs SET runner_model = ?
+    WHERE seq IN (SELECT seq FROM jobs WHERE state = 'queued' AND runner_model = ? LIMIT ?) RETURNING runner_options
+"""
+"""Jobs whose model turns out to have a digest, so many."""
+
 # -- looking ahead ---------------------------------------------------------------------------------------------------
 
 READY_OF_RUNNER = f"""
@@ -376,6 +384,12 @@ KEEP = """
 
 KEPT = "SELECT value, at FROM kept WHERE key = ?"
 """An answer kept earlier, and when."""
+
+KEPT_OF_MODELS = "SELECT key FROM kept WHERE key GLOB '/api/show *' OR key GLOB '/v1/models/*'"
+"""The keys of the answers about one model each."""
+
+FORGET_KEPT = "DELETE FROM kept WHERE key = ?"
+"""An answer of no use any more."""
 
 LIFT = "UPDATE jobs SET failures = max(0, failures - ?) WHERE seq = ? AND state = 'queued'"
 """Charges made while the target was wedged, taken back from a job that still waits."""
