@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
@@ -13,6 +14,7 @@ from foreman.ollama.fake import Fault, default_models
 from foreman.ollama.fake.models import FakeModel
 from foreman.test.harness import House, RawClient, chat, eventually, house, request_bytes
 from foreman.test.test_moods import beat, bodies, idle, loads_asked
+from foreman.work import residency
 
 SLOW = default_models(token_rate=20.0)
 
@@ -153,6 +155,27 @@ async def test_a_try_that_breaks_while_foreman_stops_is_answered() -> None:
         assert status(client) == 503
         await stopped
         assert len(generations(here)) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_does_not_wait_for_a_renewal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target hangs on foreman's renewal of a job that is over: a stop drops it, and the job's end stays its end."""
+    monkeypatch.setattr(residency, "SMALL_CALL", 3600.0)
+    async with house({"SHUTDOWN_GRACE": "10m"}, models=SLOW) as here:
+        first = await here.send("POST", "/api/chat", short("tiny-a", 15, keep_alive="1m"))
+        await eventually(lambda: first.chunks)
+        here.fake.faults.next("/api/generate", Fault.HANG, load=True)
+        second = await here.send("POST", "/api/chat", short("tiny-a", 3))
+        await eventually(lambda: is_open(here, "/api/generate"))
+        await eventually(lambda: first.ended)
+        await eventually(lambda: here.foreman._worker.running is None)
+        stopped = here.foreman._worker.stop()
+        await stopped
+        await eventually(lambda: not is_open(here, "/api/generate"))
+        rows = await here.rows()
+        assert [(row["state"], row["error_code"]) for row in rows] == [("done", None), ("queued", None)]
+        first.leave()
+        second.leave()
 
 
 # -- loading and renewing ----------------------------------------------------------------------------------------------

@@ -127,6 +127,23 @@ async def test_a_call_that_outlasts_the_grace_is_cut(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_who_asks_twice_is_told_that_it_stops_already(tmp_path: Path) -> None:
+    """An impatient operator sends SIGTERM again: a line says so, and the running call still has its grace."""
+    models = (FakeModel(name="slow", words=(" one", " two"), token_rate=1.0), *default_models())
+    async with pair(tmp_path, models) as (_, foreman):
+        client = await send(foreman.url, "POST", "/api/chat", chat("slow"))
+        await eventually(lambda: client.chunks)
+        waiting = await send(foreman.url, "POST", "/api/chat", chat("tiny-b"))
+        await eventually(lambda: len(foreman.rows()) == 2)
+        foreman.send(15)
+        await eventually(lambda: waiting.ended)
+        foreman.send(15)
+        await stopped(foreman)
+        assert "Stopping already" in foreman.output
+        assert client.ended
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_call_without_a_byte_after_the_grace_is_told(tmp_path: Path) -> None:
     """A running call that has no byte of its answer yet gets 503 at the end of the grace, not a cut."""
     models = (FakeModel(name="slow", prompt_time=60), *default_models())

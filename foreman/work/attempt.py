@@ -113,7 +113,10 @@ class Attempts:
                 await self._try(job, caller)
             elif job.sync:
                 self.aftermath.part(job, caller)
-        except Exception as fault:  # noqa: BLE001 (whatever it was, neither the row nor its client may hang)
+        except Exception as fault:
+            # Whatever it was, neither the row nor its client may hang.
+            if self.job is None:
+                raise  # they do not
             self._broken(self.job, caller, fault)
         finally:
             self.job = None
@@ -261,6 +264,7 @@ class Attempts:
             renewal, self._renewal = self._renewal, None
         run = Run(whole=whole, first_byte_at=watcher.first_byte_at, verdict=watcher.watch.verdict())
         await self.aftermath.apply(job, caller, result, run)
+        self.job = None  # it is over; a stop waits for it no more
         # Only now: the client is not made to wait for it.
         renewed = renewal is not None and await renewal.end(ran=whole)
         if load is not None:
