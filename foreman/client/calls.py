@@ -149,8 +149,8 @@ class Calls(Generic[J]):
             else:
                 # It has ended by itself: the job is over, or its attempt, and it waits again.
                 job = yield from self._look(job, deadline)
-                if job.state is JobState.FAILED or (job.state is JobState.DONE and told.is_whole):
-                    _verdict(job)
+                if _verdict(job).state is JobState.DONE and told.last is not None:
+                    yield Give(Chunk(is_last=True, document=told.last))
                     return
             self._ask.check(deadline, job)
             yield self._ask.pause(tries, cause, deadline)

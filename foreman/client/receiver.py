@@ -46,13 +46,15 @@ class Receiver:
     :param host: the address to listen on.
     :param port: 0 for any that is free.
     :param url: how foreman reaches this, if not by `host` and `port`.
-    :raise ValueError: the secret cannot be one.
+    :raise ValueError: the secret cannot be one, or `url` is missing where `host` stands for any address.
     :ivar url: for `state_webhook_url`; its path cannot be guessed, unless `url` was given.
     """
 
     def __init__(
         self, *, secret: str | bytes | None, host: str = "127.0.0.1", port: int = 0, url: str | None = None
     ) -> None:
+        if url is None and host in ("", "0.0.0.0", "::"):  # noqa: S104
+            raise ValueError("a receiver that listens everywhere has to be told its url")
         self._key = None if secret is None else key_of(secret)
         self._changed = Condition()
         self._last: OrderedDict[str, WebhookEvent] = OrderedDict()

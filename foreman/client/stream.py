@@ -16,11 +16,11 @@ from foreman.client.values import Chunk
 class Told:
     """What was told of a native stream.
 
-    :ivar is_whole: the last line was.
+    :ivar last: the line that said that the answer is whole; None if another has come since.
     """
 
     def __init__(self) -> None:
-        self.is_whole = False
+        self.last: Mapping[str, Any] | None = None
         self._text: list[str] = []
         self._thinking: list[str] = []
         self._calls: list[Mapping[str, Any]] = []
@@ -31,7 +31,7 @@ class Told:
         self._first = True
 
     def line(self, line: bytes) -> Chunk | None:
-        """What is new in a line; None if nothing is, as in filler, or in the line that tells how an attempt failed."""
+        """What is new in a line; None if nothing is, as in filler, or where it tells how an attempt ended."""
         try:
             document = json.loads(line) if line.strip() else {}
         except ValueError:
@@ -50,17 +50,10 @@ class Told:
         self._text.append(text)
         self._thinking.append(thinking)
         self._calls += calls
-        self.is_whole = document.get("done") is True
-        if not (text or thinking or calls or restart or self.is_whole):
+        self.last = document if document.get("done") is True else None
+        if not (text or thinking or calls or restart):
             return None
-        return Chunk(
-            text=text,
-            thinking=thinking,
-            tool_calls=tuple(calls),
-            is_last=self.is_whole,
-            is_restart=restart,
-            document=document,
-        )
+        return Chunk(text=text, thinking=thinking, tool_calls=tuple(calls), is_restart=restart, document=document)
 
     def _rest(
         self, text: str, thinking: str, calls: list[Mapping[str, Any]]

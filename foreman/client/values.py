@@ -163,7 +163,7 @@ class Chunk:
     :ivar text: what the model said.
     :ivar thinking: what it thought.
     :ivar tool_calls: what it wants called.
-    :ivar is_last: the answer is whole.
+    :ivar is_last: the answer is whole, and foreman has it; of what came in pieces the last one has no text.
     :ivar is_restart: the job has begun anew: throw away what came before this piece.
     :ivar document: the line this piece was read from.  After a dropped connection that line repeats, in one, what had
         come before; the other fields never do.

@@ -205,6 +205,13 @@ def test_pauses_grow_to_a_bound() -> None:
     assert world.slept == [0.25, 0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 30]
 
 
+def test_after_good_news_pauses_begin_anew() -> None:
+    """A connection that breaks now and then in a long wait is mended quickly each time."""
+    world = World(faults=[None, "unheard", "unheard", None, "unheard"])
+    world.run()
+    assert world.slept == [0.25, 0.5, 0.25]
+
+
 @given(st.integers(0, 50), st.floats(0, 1))
 def test_callers_do_not_come_back_together(tries: int, chance: float) -> None:
     """Each pause is half of it more or less, by chance."""

@@ -33,20 +33,22 @@ class Stage:
     """A foreman that plays connections: for each the lines that come, and where it breaks.
 
     :ivar connections: a connection that does not break ends by itself.
-    :ivar job: what is said of the job, whenever it is asked for.
+    :ivar job: what is said of the job when it is asked for; `before` has what is said earlier.
     """
 
     connections: list[list[bytes | None]]
     job: dict[str, Any] = field(factory=lambda: {"job_id": "J", "state": "done", "created_at": "2026-11-21T10:24:00Z"})
+    before: list[dict[str, Any]] = field(factory=list)
     endpoint: str = "/api/chat"
     now: float = 0.0
+    slept: list[float] = field(factory=list)
 
     def read(self, timeout: float | None = None) -> list[Chunk]:
         """Read along to the end."""
         asking = Asking(patience=60, clock=lambda: self.now, chance=lambda: 0.5)
         calls = Calls(lambda document: read(JobInfo, document), asking)
-        job = JobInfo(job_id="J", state=JobState.QUEUED, endpoint=self.endpoint)
-        call = calls.stream(job, timeout=timeout)
+        submitted = JobInfo(job_id="J", state=JobState.QUEUED, endpoint=self.endpoint)
+        call = calls.stream(submitted, timeout=timeout)
         chunks, lines = [], iter(list[bytes | None]())
         step = advance(call)
         while not isinstance(step, Return):
@@ -56,13 +58,17 @@ class Stage:
                     chunks.append(chunk)
                     step = advance(call)
                 case Sleep(seconds):
+                    self.slept.append(seconds)
                     self.now += seconds
                     step = advance(call)
                 case Send(follow=True):
                     lines = iter([*self.connections.pop(0), b"end"] if self.connections else [b"end"])
                     step = advance(call, Reply(status=200))
                 case Send():
-                    step = advance(call, Reply(status=200, body=json.dumps(self.job).encode()))
+                    step = advance(
+                        call,
+                        Reply(status=200, body=json.dumps(self.before.pop(0) if self.before else self.job).encode()),
+                    )
                 case NextLine():
                     following = next(lines)
                     if following is CUT:
@@ -106,6 +112,13 @@ def test_a_line_that_repeats_and_no_more_tells_nothing() -> None:
     assert [(chunk.text, chunk.is_last) for chunk in chunks] == [("Be", False), ("", True)]
 
 
+def test_pauses_grow_until_something_is_told() -> None:
+    """A stream that breaks again and again is opened less and less often, and at once again when there was news."""
+    stage = Stage([[CUT], [CUT], [line("Be"), CUT], [line("Be"), CUT], [line("Be", done=True)]])
+    stage.read()
+    assert stage.slept == [0.25, 0.5, 0.25, 0.5]
+
+
 def test_another_attempt_is_a_restart() -> None:
     """When the attempt has failed and another says something else, the chunk tells to throw away what was said."""
     first = [line("Be"), line("cause"), b'{"error": "the attempt has failed and the job waits again"}']
@@ -113,6 +126,23 @@ def test_another_attempt_is_a_restart() -> None:
     chunks = stage.read()
     assert [chunk.is_restart for chunk in chunks] == [False, False, True, False, False]
     assert told(chunks) == ("Why?", "")
+
+
+def test_an_answer_is_whole_when_foreman_has_it() -> None:
+    """A foreman killed between the last line and its own disk runs the job again: only the second end is the last."""
+    stage = Stage(
+        [[line("Be"), line("cause", done=True)], [line("Wh"), line("y?", done=True)]],
+        before=[{"job_id": "J", "state": "queued"}],
+    )
+    chunks = stage.read()
+    assert [(chunk.text, chunk.is_restart, chunk.is_last) for chunk in chunks] == [
+        ("Be", False, False),
+        ("cause", False, False),
+        ("Wh", True, False),
+        ("y?", False, False),
+        ("", False, True),
+    ]
+    assert chunks[-1].document["done"] is True
 
 
 def test_tool_calls_are_told_once() -> None:

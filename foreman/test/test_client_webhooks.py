@@ -230,6 +230,12 @@ def test_a_sender_that_breaks_off_is_nobodys_noise(receiver: Receiver, capfd: py
     assert capfd.readouterr().err == ""
 
 
+def test_a_receiver_everywhere_needs_an_address() -> None:
+    """Listening on every address is no address that foreman could be told."""
+    with pytest.raises(ValueError, match="told its url"):
+        Receiver(secret=None, host="0.0.0.0")  # noqa: S104
+
+
 def test_a_receiver_elsewhere_is_told_by_its_url() -> None:
     """Behind another address, foreman is told that one, and its path counts."""
     with Receiver(secret=None, url="http://nas:9000/hook") as receiver:

@@ -192,7 +192,7 @@ def test_a_broken_wire_is_mended() -> None:
     handler, bodies = breaking()
     client, slept = blocking(handler)
     job = client.submit("m", "Why?")
-    assert [chunk.text for chunk in job.stream()] == ["B", "e\u2028", "cause"]
+    assert [chunk.text for chunk in job.stream()] == ["B", "e\u2028", "cause", ""]
     assert job.wait().result == {"response": "Because"}
     assert len(slept) == 4
     assert all(body.closed for body in bodies)
@@ -205,7 +205,7 @@ def test_a_broken_wire_is_mended_for_asyncio() -> None:
     async def main() -> None:
         client, slept = for_asyncio(handler)
         job = await client.submit("m", "Why?")
-        assert [chunk.text async for chunk in job.stream()] == ["B", "e\u2028", "cause"]
+        assert [chunk.text async for chunk in job.stream()] == ["B", "e\u2028", "cause", ""]
         assert (await job.wait()).result == {"response": "Because"}
         assert len(slept) == 4
         assert all(body.closed for body in bodies)
