@@ -23,6 +23,7 @@ from foreman.web.artifacts import Unsatisfiable, span_of
 from foreman.web.asks import LONGEST_KEY, LONGEST_WAIT, key_of, preferences
 from foreman.web.body import LINGER, Request
 from foreman.web.errors import BadRequest
+from foreman.web.site import HEAD_TIMEOUT
 
 CHAT = b'{"model": "tiny-a", "messages": [{"role": "user", "content": "x"}], "stream": false}'
 
@@ -253,6 +254,16 @@ def test_a_refused_body_cannot_drip_for_ever() -> None:
     for _ in range(2):  # a body that comes in time leaves the connection as good as new
         assert step.ask(post("/api/chat", bytes(1000))).status == 401
         step.clock.advance(LINGER - 1)
+
+
+def test_a_head_costs_the_same_however_many_connections_there_are() -> None:
+    """A request's timer is set anew: moved closer, it would be looked for among those of thousands of connections."""
+    step = Step()
+    [idle] = step.clock.getDelayedCalls()
+    step.send(get()[:10])
+    [head] = step.clock.getDelayedCalls()
+    assert head is not idle
+    assert head.getTime() == HEAD_TIMEOUT
 
 
 def test_connections_are_bounded() -> None:

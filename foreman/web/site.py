@@ -38,9 +38,9 @@ IDLE_TIMEOUT = 600.0
 HEAD_TIMEOUT = 60.0
 """Seconds from the first byte of a request's head to its last."""
 
-DESCRIPTORS = 0.75
-"""The share of the process's file descriptors that clients' connections may take; the rest is for the target, the
-receivers of webhooks, the database and spooled bodies."""
+SPARE = 128
+"""File descriptors, or a quarter of what the process may have if that is more, that clients' connections leave free:
+for the target, the receivers of webhooks, the database, spooled bodies, and connections about to be closed."""
 
 BODIES_AT_ONCE = 16
 """The bodies of all requests together may be as large as this many of the largest."""
@@ -187,7 +187,7 @@ class Channel(HTTPChannel):
         """Take in bytes; those of a head do not put off its end."""
         if self.line_mode and not self._in_head:
             self._in_head = True
-            self.setTimeout(HEAD_TIMEOUT)  # type: ignore[no-untyped-call]
+            self._set_sooner(HEAD_TIMEOUT)
         super().dataReceived(data)  # type: ignore[no-untyped-call]
         if self._handlingRequest and sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize:
             # Twisted reads no more now, and so would not notice that the client leaves.  Nobody pipelines so much.
@@ -222,6 +222,11 @@ class Channel(HTTPChannel):
     def hurry(self, seconds: float) -> None:
         """Give the body that comes now so long in all, and close the connection then."""
         self._hurried = True
+        self._set_sooner(seconds)
+
+    def _set_sooner(self, seconds: float) -> None:
+        # Anew: to move a timer closer, Twisted looks for it among those of all connections, one by one.
+        self.setTimeout(None)  # type: ignore[no-untyped-call]
         self.setTimeout(seconds)  # type: ignore[no-untyped-call]
 
     @property
@@ -251,7 +256,7 @@ class Site(server.Site):
         self.bodies = bodies
         self.channels: dict[Channel, None] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.most = sys.maxsize if soft == resource.RLIM_INFINITY else int(soft * DESCRIPTORS)
+        self.most = sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - max(SPARE, soft // 4))
         self._gate = gate
         self._limit_for = limit_for
 
