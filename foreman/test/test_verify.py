@@ -256,6 +256,21 @@ def test_times_and_ids_are_compared_by_shape() -> None:
     assert shape_differences(answer(b'{"content":"a","done":1}'), answer(b'{"content":"b","done":2}'), "GET") != []
 
 
+def test_by_shape_events_may_share_a_chunk_and_lines_may_not() -> None:
+    """Ollama sends the last events of a `/v1` stream in one chunk, as it comes; native lines have one each."""
+
+    def stream(kind: str, *chunks: bytes) -> Answer:
+        pieces = tuple(Piece(data=chunk, at=0.0) for chunk in chunks)
+        return Answer(status=200, headers=(("content-type", kind),), pieces=pieces)
+
+    one, other = b'data: {"content":"a"}\n\n', b"data: [DONE]\n\n"
+    events = [stream("text/event-stream", *chunks) for chunks in ((one, other), (one + other,))]
+    assert shape_differences(*events, "POST") == []
+    assert shape_differences(stream("text/event-stream", one), events[0], "POST") != []
+    lines = [stream("application/x-ndjson", *chunks) for chunks in ((b"{}\n", b"[]\n"), (b"{}\n[]\n",))]
+    assert shape_differences(*lines, "POST") != []
+
+
 def test_headers_of_one_hop_and_foremans_own_are_left_out() -> None:
     """`Date`, `Connection`, framing and what foreman documents do not count; all else does."""
     own = {"date": "x", "connection": "close", "x-foreman-job": "J", "server-timing": "queue;dur=1", "age": "1"}

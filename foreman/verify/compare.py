@@ -48,7 +48,7 @@ def shape_differences(direct: Answer, through: Answer, method: str) -> list[str]
     return found
 
 
-def streams(answer: Answer) -> bool:
+def _streams(answer: Answer) -> bool:
     """Whether an answer came as a stream of lines or events."""
     return (answer.header("content-type") or "").startswith(_STREAMS)
 
@@ -91,7 +91,7 @@ def _bodies(direct: Answer, through: Answer) -> list[str]:
     one, other = _masked(direct.body), _masked(through.body)
     if one != other:
         return [_differ("body", one, other)]
-    if streams(direct):
+    if _streams(direct):
         chunks = [[_masked(piece.data) for piece in answer.pieces] for answer in (direct, through)]
         if chunks[0] != chunks[1]:
             return [f"chunks: {len(chunks[0])}, through foreman {len(chunks[1])}, of the same bytes"]
@@ -99,7 +99,10 @@ def _bodies(direct: Answer, through: Answer) -> list[str]:
 
 
 def _units(answer: Answer) -> list[bytes]:
-    return [piece.data for piece in answer.pieces] if streams(answer) else [answer.body]
+    """What a body is made of: chunks of a native stream, each a line; events, of which a chunk may hold several."""
+    if (answer.header("content-type") or "").startswith("text/event-stream"):
+        return answer.body.split(b"\n\n")
+    return [piece.data for piece in answer.pieces] if _streams(answer) else [answer.body]
 
 
 def _masked(body: bytes) -> bytes:
