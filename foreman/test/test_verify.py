@@ -264,11 +264,11 @@ def test_by_shape_events_may_share_a_chunk_and_lines_may_not() -> None:
         return Answer(status=200, headers=(("content-type", kind),), pieces=pieces)
 
     one, other = b'data: {"content":"a"}\n\n', b"data: [DONE]\n\n"
-    events = [stream("text/event-stream", *chunks) for chunks in ((one, other), (one + other,))]
-    assert shape_differences(*events, "POST") == []
-    assert shape_differences(stream("text/event-stream", one), events[0], "POST") != []
-    lines = [stream("application/x-ndjson", *chunks) for chunks in ((b"{}\n", b"[]\n"), (b"{}\n[]\n",))]
-    assert shape_differences(*lines, "POST") != []
+    events = stream("text/event-stream", one, other)
+    assert shape_differences(events, stream("text/event-stream", one + other), "POST") == []
+    assert shape_differences(events, stream("text/event-stream", one), "POST") != []
+    lines = stream("application/x-ndjson", b"{}\n", b"[]\n")
+    assert shape_differences(lines, stream("application/x-ndjson", b"{}\n[]\n"), "POST") != []
 
 
 def test_headers_of_one_hop_and_foremans_own_are_left_out() -> None:
