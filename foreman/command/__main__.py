@@ -2,4 +2,5 @@
 
 from foreman.command.main import main
 
-main(prog_name="foreman")
+if __name__ == "__main__":
+    main(prog_name="foreman")
