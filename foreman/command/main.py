@@ -33,9 +33,11 @@ def main(context: click.Context, url: str | None) -> None:
     if context.resilient_parsing:
         return
     try:
-        context.obj = read_settings(url, os.environ, settings_path())
+        settings = context.obj = read_settings(url, os.environ, settings_path())
     except UnusableSettings as error:
         raise click.UsageError(str(error)) from error
+    # It stands outside and knows nothing of our settings.
+    context.default_map = {"verify": {"through": settings.url, "token": settings.token}}
 
 
 @click.command()

@@ -298,12 +298,12 @@ async def test_the_model_that_is_asked() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_there_is_status_2(tmp_path: Path) -> None:
-    """A side that cannot be reached, or an address that cannot be one, is told in a line and ends with 2."""
+async def test_nobody_there_is_status_3(tmp_path: Path) -> None:
+    """A side that cannot be reached is told in a line and ends with 3; an address that cannot be one, with 2."""
     async with target() as fake:
         nobody = "http://127.0.0.1:9"
         for sides in ((fake.url, nobody), (nobody, fake.url)):
-            async with command(tmp_path, "--direct", sides[0], "--through", sides[1], status=2) as run:
+            async with command(tmp_path, "--direct", sides[0], "--through", sides[1], status=3) as run:
                 assert run.errors.startswith(f"foreman verify: {nobody} cannot be reached: ")
                 assert run.errors.count("\n") == 1
         for bad in ("ftp://h", "h:8080", "http://h:x", "http://u@h"):

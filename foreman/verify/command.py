@@ -32,7 +32,7 @@ class _PlaceType(click.ParamType[Place]):
 @click.command("verify")
 @click.option("--direct", required=True, type=_PlaceType(), help="The Ollama itself, as foreman reaches it.")
 @click.option("--through", required=True, type=_PlaceType(), envvar="FOREMAN_URL", help="The foreman in front of it.")
-@click.option("--token", envvar="FOREMAN_TOKEN", help="What foreman wants from its callers.")
+@click.option("--token", envvar="FOREMAN_TOKEN", help="Better in FOREMAN_TOKEN: others can see it here.")
 @click.option("--model", help="One that chats; else a loaded one, else the smallest.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
 def verify(direct: Place, through: Place, token: str | None, model: str | None, *, as_json: bool) -> None:
@@ -40,7 +40,8 @@ def verify(direct: Place, through: Place, token: str | None, model: str | None, 
 
     Status, headers, bodies, the chunks of streams, the texts of errors, and whether the target stops when a client
     leaves.  Nothing is changed on either side; the model is loaded and works for a minute or so.  Best when nobody
-    else is asking.  Exits 0 if all is identical, 1 if not, 2 if a side cannot be reached.
+    else is asking.  Exits 0 if all is identical, 1 if not, 2 or 3 if it could
+    not be tried: called wrongly, or a side cannot be reached.
     """
     through = Place(url=through.url, token=token or None)
     console = Console(stderr=True)
@@ -51,7 +52,7 @@ def verify(direct: Place, through: Place, token: str | None, model: str | None, 
             findings = list(run(direct, through, models, tell=status.update))
     except (NotReached, Unusable) as error:
         click.echo(f"foreman verify: {error}", err=True)
-        sys.exit(2)
+        sys.exit(3 if isinstance(error, NotReached) else 2)
     if as_json:
         click.echo(json.dumps(_document(direct, through, models, findings), indent=1, ensure_ascii=False))
     else:
