@@ -128,6 +128,20 @@ def test_another_attempt_is_a_restart() -> None:
     assert told(chunks) == ("Why?", "")
 
 
+def test_another_thought_is_a_restart() -> None:
+    """An attempt that says the same so far, but thinks something else, is another; after it, drops are no restarts."""
+    stage = Stage(
+        [
+            [line("", thinking="Hm."), line("Be"), CUT],
+            [line("Be", thinking="Ah."), line("cause"), CUT],
+            [line("Because of", thinking="Ah.", done=True)],
+        ]
+    )
+    chunks = stage.read()
+    assert [chunk.is_restart for chunk in chunks] == [False, False, True, False, False, False]
+    assert told(chunks) == ("Because of", "Ah.")
+
+
 def test_an_answer_is_whole_when_foreman_has_it() -> None:
     """A foreman killed between the last line and its own disk runs the job again: only the second end is the last."""
     stage = Stage(
