@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from foreman.errors import Answered, Lost, TargetError, Unavailable
-from foreman.job import Ending, ErrorCode, Job, JobError, JobState, Runner
+from foreman.job import Ending, ErrorCode, Job, JobError, JobState, Runner, Submission
 from foreman.logs import make_logger
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.inventory import Inventory
@@ -27,7 +27,7 @@ from foreman.work.outcome import Done, Fail, Outcome, Retry
 from foreman.work.pause import Pause
 from foreman.work.recorder import Recorder
 from foreman.work.residency import Load, Renewal, Residency
-from foreman.work.store import Store
+from foreman.work.store import Store, Taken
 from foreman.work.switchboard import Caller, Errand, Switchboard
 from foreman.work.tails import Tails
 
@@ -102,12 +102,16 @@ class Attempts:
 
     _log = make_logger()
 
-    async def make(self, job: Job) -> None:
+    async def make(self, taken: Taken) -> None:
         """Make an attempt at a job that has just been picked; what becomes of it is written."""
+        job = taken.job
         self.job, self._cut = job, None
         caller = None
         try:
-            caller = self.switchboard.find(job.id) if job.sync else await self._recorder(job)
+            if taken.submission is None:
+                caller = self.switchboard.find(job.id)
+            else:
+                caller = await self._recorder(job, taken.submission)
             if caller is not None and not caller.closed:
                 caller.job = job
                 await self._try(job, caller)
@@ -147,11 +151,8 @@ class Attempts:
 
     # -- before the request --------------------------------------------------------------------------------------
 
-    async def _recorder(self, job: Job) -> Recorder | None:
-        """Who takes an async job's answer; None if there is nothing to run."""
-        submission = await self.aftermath.written(lambda: self.store.submission(job))
-        if submission is None:
-            return None  # ended or erased meanwhile
+    async def _recorder(self, job: Job, submission: Submission) -> Recorder | None:
+        """Who takes an async job's answer; None if the target does not know its model."""
         patience = self.patience
         recorder = Recorder(job, submission, self.tails, max_run=patience.max_run, max_result=patience.max_result)
         if await self._is_known(job.model):

@@ -14,7 +14,19 @@ from urllib.parse import urlsplit
 import orjson
 from attrs import evolve, field, frozen
 
-from foreman.job import TERMINAL, TRANSITIONS, Artifact, Ending, ErrorCode, Job, JobError, JobState, NewJob, Runner
+from foreman.job import (
+    TERMINAL,
+    TRANSITIONS,
+    Artifact,
+    Ending,
+    ErrorCode,
+    Job,
+    JobError,
+    JobState,
+    NewJob,
+    Runner,
+    Submission,
+)
 from foreman.ollama.names import normalise
 from foreman.work import queries
 from foreman.work.schedule import order_key
@@ -185,20 +197,24 @@ class Transaction:
         before: Job,
         after: Job,
         *,
+        via: Job | None = None,
         not_before: int = 0,
         orphaned: int | None = None,
         artifacts: Sequence[Artifact] = (),
     ) -> bool:
         """Write one transition, if the row is still as it was `before`.
 
+        :param via: the job in a state that it passes through in no time: told like any other, in the same statement.
         :param not_before: of a job that waits again: milliseconds since the epoch, 0 for at once.
         :param orphaned: how many starts in a row have found it without an owner; None leaves the count.
         :param artifacts: what an async job that has ended leaves.
         :return: False if somebody moved it meanwhile: nothing is written.
         :raise ValueError: no job may ever go from the one state to the other.
         """
-        if after.state not in TRANSITIONS[before.state]:
-            raise ValueError(f"a job does not go from {before.state} to {after.state}")
+        steps = [(before, after)] if via is None else [(before, via), (via, after)]
+        for was, now in steps:
+            if now.state not in TRANSITIONS[was.state]:
+                raise ValueError(f"a job does not go from {was.state} to {now.state}")
         self.cursor.execute(
             queries.MOVE,
             {
@@ -230,8 +246,10 @@ class Transaction:
                 self.cursor.execute(queries.ERASE_BODY, (after.seq,))
                 self.cursor.executemany(queries.INSERT_ARTIFACT, [_row(after, artifact) for artifact in artifacts])
             (webhook,) = self.cursor.execute(queries.WEBHOOK, (after.seq,)).fetchone()
-            self._tell(after, before.state, webhook)
-        self.moves.append(Move(after, before.state, ready=after.state is JobState.QUEUED and not_before == 0))
+            for was, now in steps:
+                self._tell(now, was.state, webhook)
+        for was, now in steps:
+            self.moves.append(Move(now, was.state, ready=now.state is JobState.QUEUED and not_before == 0))
         return True
 
     def _tell(self, job: Job, was: JobState | None, webhook: str | None) -> None:
@@ -255,6 +273,20 @@ class Transaction:
                 "error_message": job.error and job.error.message,
                 "host": None if webhook is None else host_of(webhook),
             },
+        )
+
+    def submission(self, job: Job) -> Submission:
+        """What an async job that is not over has brought."""
+        body, content_type, metadata, webhook, expires_at, timeout = self.cursor.execute(
+            queries.SUBMISSION, (job.seq,)
+        ).fetchone()
+        return Submission(
+            body=body,
+            content_type=content_type,
+            metadata=metadata,
+            webhook=webhook,
+            expires_at=expires_at,
+            timeout=timeout,
         )
 
     def choose(self, resident: Runner | None, aside: Collection[Runner]) -> Job | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from foreman.detach import detach
@@ -49,6 +50,17 @@ PAGES_GIVEN_BACK = 1000
 """Free pages (of 4 KiB) that leave the file with one call of `prune`: some 10 ms in which no other write runs."""
 
 
+@frozen
+class Taken:
+    """A job that was picked.
+
+    :ivar submission: what it has brought, None of a sync call.
+    """
+
+    job: Job
+    submission: Submission | None
+
+
 class Store:
     """The durable queue.
 
@@ -58,6 +70,7 @@ class Store:
     :ivar backlog: what waits and runs, counted in memory.
     :ivar writable: False from a write that failed until one has succeeded (`try_writing` sees to that).
     :ivar on_wake: called on the reactor thread after a commit that made a job ready.
+    :ivar on_coming: called when new jobs stand in line for a commit: a `take` asked for now comes behind them in it.
     :ivar on_move: each called on the reactor thread with every move of a job, in order, once it is committed.
     """
 
@@ -65,6 +78,7 @@ class Store:
         self.backlog = Backlog()
         self.writable = True
         self.on_wake: Callable[[], None] = lambda: None
+        self.on_coming: Callable[[], None] = lambda: None
         self.on_move: list[Callable[[Move], None]] = []
         self._database = database
         self._clock_ms = clock_ms
@@ -85,6 +99,11 @@ class Store:
         )
         self.backlog.load(await self._database.read(lambda cursor: cursor.execute(queries.DEPTH).fetchall()))
         return recovered
+
+    @property
+    def expecting(self) -> bool:
+        """Whether there may be a job to take: one waits, or is on its way into the database."""
+        return self.backlog.queued + self._accepting > 0
 
     async def stop(self) -> None:
         """Wait for what is under way and close the database."""
@@ -140,24 +159,11 @@ class Store:
         if not room and key is None:
             raise QueueFull(f"{waiting} jobs are waiting, at most {self._max_queue} may")
         self._accepting += held
-        return await detach(commit())
+        accepting = detach(commit())
+        self.on_coming()
+        return await accepting
 
-    async def submission(self, job: Job) -> Submission | None:
-        """What an async job has brought; None once it has ended."""
-        row = await self._database.read(lambda cursor: cursor.execute(queries.SUBMISSION, (job.seq,)).fetchone())
-        if row is None:
-            return None
-        body, content_type, metadata, webhook, expires_at, timeout = row
-        return Submission(
-            body=body,
-            content_type=content_type,
-            metadata=metadata,
-            webhook=webhook,
-            expires_at=expires_at,
-            timeout=timeout,
-        )
-
-    async def take(self, *, resident: Runner | None, warm: bool, aside: Collection[Runner]) -> Job | None:
+    async def take(self, *, resident: Runner | None, warm: bool, aside: Collection[Runner]) -> Taken | None:
         """Pick the next job: `loading`, or `working` at once when its runner needs no load; None if none may run.
 
         :param resident: the runner in the target's memory, None if unknown.
@@ -167,17 +173,17 @@ class Store:
         now = self._clock_ms()
         avoided = frozenset(aside)
 
-        def pick(transaction: Transaction) -> Job | None:
+        def pick(transaction: Transaction) -> Taken | None:
             job = transaction.choose(resident, avoided)
             if job is None:
                 return None
-            taken = picked(job, now)
-            transaction.move(job, taken)
-            if not warm or job.runner != resident:
-                return taken
-            working = at_work(taken, now)
-            transaction.move(taken, working)
-            return working
+            loading = taken = picked(job, now)
+            if warm and job.runner == resident:
+                taken = at_work(loading, now)
+                transaction.move(job, taken, via=loading)
+            else:
+                transaction.move(job, taken)
+            return Taken(taken, None if job.sync else transaction.submission(job))
 
         return await self.transact(pick, durable=False)
 
