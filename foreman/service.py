@@ -229,7 +229,7 @@ class Foreman(Service):
             clock=reactor,
             now_ms=now_ms,
             max_attempts=config.max_attempts,
-            forecast=self._forecasts.of,
+            forecasts=self._forecasts,
             outbox_wake=self._outbox.look,
         )
         own = OwnFace(jobs=self._jobs, operators=self._operators.app.resource())

@@ -53,9 +53,10 @@ class Backlog:
         self._count(move.job.runner, move.job.model, (now is JobState.QUEUED) - (move.was is JobState.QUEUED))
 
     def _count(self, runner: Runner, model: str, by: int) -> None:
-        self.queued += by
-        _add(self._by_runner, runner, by)
-        _add(self._by_model, model, by)
+        if by:
+            self.queued += by
+            _add(self._by_runner, runner, by)
+            _add(self._by_model, model, by)
 
 
 def _add(counter: Counter[K], key: K, by: int) -> None:

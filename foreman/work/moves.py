@@ -154,22 +154,22 @@ class Transaction:
         runner, submission = new.runner, new.submission
         self.cursor.execute(
             queries.INSERT,
-            {
-                "id": new.id,
-                "sync": new.sync,
-                "endpoint": new.endpoint,
-                "model": new.model,
-                "name": normalise(new.model),
-                "runner_model": runner.model,
-                "runner_options": runner.options,
-                "size": new.size,
-                "created_at": new.created_at,
-                "expires_at": submission and submission.expires_at,
-                "timeout": submission and submission.timeout,
-                "metadata": submission and submission.metadata,
-                "webhook": submission and submission.webhook,
-                "request": request,
-            },
+            (
+                new.id,
+                new.sync,
+                new.endpoint,
+                new.model,
+                normalise(new.model),
+                runner.model,
+                runner.options,
+                new.size,
+                new.created_at,
+                submission and submission.expires_at,
+                submission and submission.timeout,
+                submission and submission.metadata,
+                submission and submission.webhook,
+                request,
+            ),
         )
         seq = self.cursor.lastrowid
         assert seq is not None  # noqa: S101 - an INSERT just succeeded
@@ -188,7 +188,9 @@ class Transaction:
         )
         if submission is not None:
             self.cursor.execute(queries.INSERT_BODY, (seq, submission.content_type, submission.body))
-            self._tell(job, None, submission.webhook)
+            host = None if submission.webhook is None else host_of(submission.webhook)
+            due = (None, None) if host is None else ("pending", self.now)
+            self.cursor.execute(queries.INSERT_FIRST_EVENT, (seq, self.now, host, *due))
         self.moves.append(Move(job, None, ready=True))
         return job
 
@@ -252,8 +254,8 @@ class Transaction:
             self.moves.append(Move(now, was.state, ready=now.state is JobState.QUEUED and not_before == 0))
         return True
 
-    def _tell(self, job: Job, was: JobState | None, webhook: str | None) -> None:
-        """Write the event of a transition, which is the outbox's row too."""
+    def _tell(self, job: Job, was: JobState, webhook: str | None) -> None:
+        """Write the event of a later transition, which is the outbox's row too."""
         known = {
             JobState.LOADING: job.loading_at,
             JobState.WORKING: job.working_at,

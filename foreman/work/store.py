@@ -33,7 +33,7 @@ from foreman.logs import make_logger
 from foreman.work import queries
 from foreman.work.backlog import Backlog
 from foreman.work.database import Database
-from foreman.work.forecast import EXACT, RUNNERS, First, Line
+from foreman.work.forecast import EXACT, Line, firsts
 from foreman.work.keys import Accepted, accept_all, delete, prune, repeat_of
 from foreman.work.moves import Move, Transaction, at_work, charged, ended, job_of, picked, requeued
 from foreman.work.outlook import Outlook, outlook
@@ -45,6 +45,9 @@ DELETED = JobError(ErrorCode.CANCELLED, "The job was deleted.")
 EXPIRED = JobError(ErrorCode.EXPIRED, "The job was still waiting when its time was over.")
 
 _log = make_logger()
+
+COMPANY = 0.005
+"""Seconds that the row of a sync call may wait for a commit to share, while the worker is busy."""
 
 PAGES_GIVEN_BACK = 1000
 """Free pages (of 4 KiB) that leave the file with one call of `prune`: some 10 ms in which no other write runs."""
@@ -141,6 +144,9 @@ class Store:
         waiting = self.backlog.queued
         room = waiting + self._accepting + len(jobs) <= self._max_queue
         held = len(jobs) if room else 0
+        durable = not all(new.sync for new in jobs)
+        # Nobody is told of a sync call's row before its turn, and while a job runs that has time.
+        within = 0.0 if durable or not self.backlog.running else COMPANY
 
         def store(transaction: Transaction) -> Accepted:
             repeated = None if key is None else repeat_of(transaction, key)
@@ -152,7 +158,7 @@ class Store:
 
         async def commit() -> Accepted:
             try:
-                return await self._commit(store, durable=not all(new.sync for new in jobs))
+                return await self._commit(store, durable=durable, within=within)
             finally:
                 self._accepting -= held
 
@@ -307,10 +313,7 @@ class Store:
 
         def look(cursor: sqlite3.Cursor) -> Line:
             older = cursor.execute(queries.OLDER_OF_RUNNER, (runner.model, runner.options, job.seq, EXACT)).fetchone()
-            firsts = cursor.execute(queries.FIRSTS, (RUNNERS,)).fetchall()
-            return Line(
-                older=older[0], firsts=tuple(First(Runner(model, options), seq) for model, options, seq in firsts)
-            )
+            return Line(older=older[0], firsts=firsts(cursor))
 
         return await self._database.read(look)
 
@@ -382,7 +385,7 @@ class Store:
         """Run `work` in one write transaction, and let the house know of the moves it made; for the store's parts."""
         return detach(self._commit(work, durable=durable))
 
-    async def _commit(self, work: Callable[[Transaction], T], *, durable: bool) -> T:
+    async def _commit(self, work: Callable[[Transaction], T], *, durable: bool, within: float = 0.0) -> T:
         now = self._clock_ms()
 
         def run(cursor: sqlite3.Cursor) -> tuple[T, list[Move]]:
@@ -390,7 +393,7 @@ class Store:
             return work(transaction), transaction.moves
 
         try:
-            result, moves = await self._database.write(run, durable=durable)
+            result, moves = await self._database.write(run, durable=durable, within=within)
         except Unwritable:
             self.writable = False
             raise
