@@ -291,7 +291,7 @@ class Foreman(Service):
             self._embedder.pin()
 
     def _tell_outbox(self, move: Move) -> None:
-        if not move.job.sync:
+        if move.told:
             self._outbox.look()
 
     def _beat(self, slept: bool) -> None:

@@ -242,12 +242,11 @@ class Attempts:
         )
         caller.on_gone = lambda: self.cut_off(caller.parting)
         limit = None if caller.limit is None else self.clock.callLater(caller.limit, self.cut_off, TOO_LONG)
-        whole = False
+        head: Head | None = None
         result: Outcome
         try:
             head = await exchange
-            whole, self._distrusted = True, False
-            result = outcome.of_answer(head.status, watcher.watch.verdict(), head.retry_after)
+            self._distrusted = False
         except CancelledError:
             if self._cut is None:
                 raise
@@ -260,7 +259,10 @@ class Attempts:
             if limit is not None and limit.active():
                 limit.cancel()
             renewal, self._renewal = self._renewal, None
-        run = Run(whole=whole, first_byte_at=watcher.first_byte_at, verdict=watcher.watch.verdict())
+        verdict, whole = watcher.watch.verdict(), head is not None
+        if head is not None:
+            result = outcome.of_answer(head.status, verdict, head.retry_after)
+        run = Run(whole=whole, first_byte_at=watcher.first_byte_at, verdict=verdict)
         await self.aftermath.apply(job, caller, result, run)
         # Only now: the client is not made to wait for it.
         renewed = renewal is not None and await renewal.end(ran=whole)

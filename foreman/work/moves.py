@@ -124,11 +124,13 @@ class Move:
     :ivar job: as it is afterwards.
     :ivar was: its state before, None if it is new.
     :ivar ready: it may be picked now.
+    :ivar told: there is a webhook to tell of it.
     """
 
     job: Job
     was: JobState | None
     ready: bool
+    told: bool = False
 
 
 @frozen
@@ -171,6 +173,7 @@ class Transaction:
                 request,
             ),
         )
+        told = submission is not None and submission.webhook is not None
         seq = self.cursor.lastrowid
         assert seq is not None  # noqa: S101 - an INSERT just succeeded
         job = Job(
@@ -191,7 +194,7 @@ class Transaction:
             host = None if submission.webhook is None else host_of(submission.webhook)
             due = (None, None) if host is None else ("pending", self.now)
             self.cursor.execute(queries.INSERT_FIRST_EVENT, (seq, self.now, host, *due))
-        self.moves.append(Move(job, None, ready=True))
+        self.moves.append(Move(job, None, ready=True, told=told))
         return job
 
     def move(
@@ -243,15 +246,17 @@ class Transaction:
         )
         if self.cursor.rowcount != 1:
             return False
+        webhook = None
         if not after.sync:
             if after.state in TERMINAL:
                 self.cursor.execute(queries.ERASE_BODY, (after.seq,))
                 self.cursor.executemany(queries.INSERT_ARTIFACT, [_row(after, artifact) for artifact in artifacts])
             (webhook,) = self.cursor.execute(queries.WEBHOOK, (after.seq,)).fetchone()
-            for was, now in steps:
-                self._tell(now, was.state, webhook)
         for was, now in steps:
-            self.moves.append(Move(now, was.state, ready=now.state is JobState.QUEUED and not_before == 0))
+            if not now.sync:
+                self._tell(now, was.state, webhook)
+            ready = now.state is JobState.QUEUED and not_before == 0
+            self.moves.append(Move(now, was.state, ready=ready, told=webhook is not None))
         return True
 
     def _tell(self, job: Job, was: JobState, webhook: str | None) -> None:
