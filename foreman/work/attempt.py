@@ -23,11 +23,12 @@ from foreman.ollama.replies import FinalWatch
 from foreman.ollama.target import Target
 from foreman.work import outcome
 from foreman.work.aftermath import FAULT, STOPPED, Aftermath, Run
+from foreman.work.moves import Taken
 from foreman.work.outcome import Done, Fail, Outcome, Retry
 from foreman.work.pause import Pause
 from foreman.work.recorder import Recorder
 from foreman.work.residency import Load, Renewal, Residency
-from foreman.work.store import Store, Taken
+from foreman.work.store import Store
 from foreman.work.switchboard import Caller, Errand, Switchboard
 from foreman.work.tails import Tails
 

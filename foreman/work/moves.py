@@ -134,6 +134,17 @@ class Move:
 
 
 @frozen
+class Taken:
+    """A job that was picked.
+
+    :ivar submission: what it has brought, None of a sync call.
+    """
+
+    job: Job
+    submission: Submission | None
+
+
+@frozen
 class Transaction:
     """One write transaction over the jobs, off the reactor thread.
 
@@ -282,8 +293,20 @@ class Transaction:
             },
         )
 
-    def submission(self, job: Job) -> Submission:
-        """What an async job that is not over has brought."""
+    def take(self, resident: Runner | None, aside: Collection[Runner], *, warm: bool) -> Taken | None:
+        """Pick the job that is to run next; see `Store.take`."""
+        job = self.choose(resident, aside)
+        if job is None:
+            return None
+        loading = taken = picked(job, self.now)
+        if warm and job.runner == resident:
+            taken = at_work(loading, self.now)
+            self.move(job, taken, via=loading)
+        else:
+            self.move(job, taken)
+        return Taken(taken, None if job.sync else self._submission(job))
+
+    def _submission(self, job: Job) -> Submission:
         body, content_type, metadata, webhook, expires_at, timeout = self.cursor.execute(
             queries.SUBMISSION, (job.seq,)
         ).fetchone()

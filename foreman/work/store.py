@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from foreman.detach import detach
@@ -27,7 +26,6 @@ from foreman.job import (
     JobState,
     NewJob,
     Runner,
-    Submission,
 )
 from foreman.logs import make_logger
 from foreman.work import queries
@@ -35,7 +33,7 @@ from foreman.work.backlog import Backlog
 from foreman.work.database import Database
 from foreman.work.forecast import EXACT, Line, firsts
 from foreman.work.keys import Accepted, accept_all, delete, prune, repeat_of
-from foreman.work.moves import Move, Transaction, at_work, charged, ended, job_of, picked, requeued
+from foreman.work.moves import Move, Taken, Transaction, at_work, charged, ended, job_of, requeued
 from foreman.work.outlook import Outlook, outlook
 from foreman.work.recovery import Recovered, recover
 
@@ -51,17 +49,6 @@ COMPANY = 0.005
 
 PAGES_GIVEN_BACK = 1000
 """Free pages (of 4 KiB) that leave the file with one call of `prune`: some 10 ms in which no other write runs."""
-
-
-@frozen
-class Taken:
-    """A job that was picked.
-
-    :ivar submission: what it has brought, None of a sync call.
-    """
-
-    job: Job
-    submission: Submission | None
 
 
 class Store:
@@ -176,22 +163,8 @@ class Store:
         :param warm: a job of the resident runner needs no load request.
         :param aside: runners that are not to be picked now.
         """
-        now = self._clock_ms()
         avoided = frozenset(aside)
-
-        def pick(transaction: Transaction) -> Taken | None:
-            job = transaction.choose(resident, avoided)
-            if job is None:
-                return None
-            loading = taken = picked(job, now)
-            if warm and job.runner == resident:
-                taken = at_work(loading, now)
-                transaction.move(job, taken, via=loading)
-            else:
-                transaction.move(job, taken)
-            return Taken(taken, None if job.sync else transaction.submission(job))
-
-        return await self.transact(pick, durable=False)
+        return await self.transact(lambda transaction: transaction.take(resident, avoided, warm=warm), durable=False)
 
     async def work(self, job: Job) -> Job | None:
         """From `loading` to `working`; None if somebody ended it meanwhile."""

@@ -22,9 +22,10 @@ from foreman.ollama.target import Target
 from foreman.tick import Tick
 from foreman.work.aftermath import Aftermath
 from foreman.work.attempt import Attempts, Patience
+from foreman.work.moves import Taken
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
-from foreman.work.store import Store, Taken
+from foreman.work.store import Store
 from foreman.work.switchboard import Switchboard
 from foreman.work.tails import Tails
 
