@@ -302,8 +302,10 @@ class Database:
     def _enqueue(self, work: Callable[[sqlite3.Cursor], Any], *, durable: bool, within: float = 0.0) -> Deferred[Any]:
         waiter: Deferred[Any] = Deferred()
         self._waiting.append(_Write(work, durable, waiter))
-        self._due = min(self._due, self._reactor.seconds() + within)
-        self._plan()
+        due = self._reactor.seconds() + within
+        if due < self._due:
+            self._due = due
+            self._plan()
         return waiter
 
     def _plan(self) -> None:
@@ -314,8 +316,6 @@ class Database:
         if self._committing or not self._waiting:
             return
         if self._next_commit is not None:
-            if self._next_commit.getTime() <= self._due:
-                return
             self._next_commit.cancel()
         wait = max(0.0, self._due - self._reactor.seconds())
         self._next_commit = self._reactor.callLater(wait, lambda: Deferred.fromCoroutine(self._commit_waiting()))
@@ -323,6 +323,7 @@ class Database:
     async def _commit_waiting(self) -> None:
         """Commit batch after batch until none is due."""
         self._next_commit, self._committing = None, True
+        self._due = -inf  # the first of them, whichever way the clock's seconds were rounded
         while self._waiting and self._due <= self._reactor.seconds():
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]
             self._due = self._due if self._waiting else inf
