@@ -1,8 +1,9 @@
 """The one worker: takes one job at a time from the store and has an attempt made at it.
 
 Theory of operation.  A DeferredQueue carries nothing but "look again": a job that comes, the target's return, the end
-of a backoff.  At each look the worker takes jobs until the store has none that may run, so the order of work is the store's
-alone.  What an attempt is, and what becomes of it, is told in `foreman.work.attempt` and `foreman.work.aftermath`.
+of a backoff.  At each look the worker takes jobs until the store has none that may run, so the order of work is the
+store's alone.  What an attempt is, and what becomes of it, is told in `foreman.work.attempt` and
+`foreman.work.aftermath`.
 """
 
 from __future__ import annotations
