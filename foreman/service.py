@@ -234,7 +234,7 @@ class Foreman(Service):
             clock=reactor,
             now_ms=now_ms,
             max_attempts=config.max_attempts,
-            forecast=self._forecasts.of,
+            forecasts=self._forecasts,
             outbox_wake=self._outbox.look,
         )
         own = OwnFace(jobs=self._jobs, operators=self._operators.app.resource())
@@ -297,7 +297,7 @@ class Foreman(Service):
             self._embedder.pin()
 
     def _tell_outbox(self, move: Move) -> None:
-        if not move.job.sync:
+        if move.told:
             self._outbox.look()
 
     def _beat(self, slept: bool) -> None:

@@ -6,12 +6,16 @@ From Ollama's `types/model/name.go` and `internal/modelref`.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from attrs import frozen
 
 _HOST = "registry.ollama.ai"
 _NAMESPACE = "library"
 _TAG = "latest"
+
+LONGEST_KEPT = 200
+"""Characters of a name that is not parsed again each time: one call names a few models some ten times."""
 
 # What Go calls white space; Python's own idea also has the separators U+001C to U+001F.
 _BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -58,6 +62,10 @@ class _Name:
 
 def _parse(name: str) -> _Name | None:
     """The parts of a name, None if it is malformed."""
+    return _parse_anew(name) if len(name) > LONGEST_KEPT else _parse_once(name)
+
+
+def _parse_anew(name: str) -> _Name | None:
     text, source = _split_source(name.strip(_BLANKS))
     if source is not None and _split_source(text)[1] is not None:
         return None  # `:local` and `:cloud` at once
@@ -88,6 +96,9 @@ def _parse(name: str) -> _Name | None:
     if source == "cloud":
         tag = f"{tag}-cloud" if tagged else "cloud"
     return _Name(host=host.lower(), namespace=namespace.lower(), model=model.lower(), tag=tag.lower())
+
+
+_parse_once = lru_cache(1000)(_parse_anew)
 
 
 def _split_source(text: str) -> tuple[str, str | None]:

@@ -214,8 +214,8 @@ class Office:
         """Bring the only waiting job to the target."""
         taken = self.run(self.store.take(resident=None, warm=False, aside=()))
         assert taken is not None
-        assert taken.id == job.id
-        working = self.run(self.store.work(taken))
+        assert taken.job.id == job.id
+        working = self.run(self.store.work(taken.job))
         assert working is not None
         self.settle()
         return working

@@ -49,7 +49,9 @@ def new_job(
 
 
 class _Reactor:
-    """As much of a reactor as adbapi touches."""
+    """As much of a reactor as adbapi and the database touch."""
+
+    _now = 0.0
 
     def callWhenRunning(self, call: Callable[[], object]) -> None:  # noqa: N802
         call()
@@ -63,8 +65,12 @@ class _Reactor:
     def callFromThread(self, call: Callable[..., object], *args: object) -> None:  # noqa: N802
         call(*args)
 
-    def callLater(self, _seconds: float, call: Callable[..., object]) -> None:  # noqa: N802
-        call()  # there are no turns here
+    def seconds(self) -> float:
+        return self._now
+
+    def callLater(self, seconds: float, call: Callable[..., object]) -> None:  # noqa: N802
+        self._now += seconds  # there are no turns here
+        call()
 
 
 class _Threads:

@@ -76,7 +76,7 @@ async def kept(here: House, body: bytes) -> str:
     )
     taken = await store.take(resident=None, warm=False, aside=())
     assert taken is not None
-    working = await store.work(taken)
+    working = await store.work(taken.job)
     assert working is not None
     ending = Ending(
         error=None, at=now_ms(), artifacts=(Artifact(name="blob", content_type="application/x-blob", body=body),)

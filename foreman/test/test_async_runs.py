@@ -523,6 +523,13 @@ async def test_the_forecast_of_a_queue() -> None:
             (1, True, 0),
             (3, True, 1),
         ]
+        # The answer to a new job says the same, without having asked for it.
+        accepted = await here.foreman._store.accept_once([brought(chat("tiny-a"), house=here)], None)
+        [new] = accepted.jobs
+        assert new is not None
+        assert accepted.firsts is not None
+        assert here.foreman._forecasts.of_new(new, accepted.firsts) == await here.foreman._forecasts.of(new)
+        line.append(new)
         done = await here.foreman._store.get(running.id)
         assert done is not None
         assert await here.foreman._forecasts.of(done) is None

@@ -126,8 +126,9 @@ def test_a_key_goes_with_its_jobs(office: Office) -> None:
 def test_the_record_of_a_job(office: Office) -> None:
     """A record has what the job brought, what it left and where its time went; small blobs stand in it."""
     job = office.submit(webhook=HOOK)
-    assert office.run(office.store.submission(job)) == Submission(body=b"{}", webhook=HOOK, metadata='{"a":1}')
-    taken = office.take(QWEN, warm=True)
+    pick = office.run(office.store.take(resident=QWEN, warm=True, aside=()))
+    assert pick is not None
+    assert pick.submission == Submission(body=b"{}", webhook=HOOK, metadata='{"a":1}')
     artifacts = (
         Artifact(name="completion", content_type="application/json", body=b'{"long": true}'),
         Artifact(name="content", content_type="text/plain; charset=utf-8", body=b"short"),
@@ -143,7 +144,7 @@ def test_the_record_of_a_job(office: Office) -> None:
         waited_for=("gemma", "qwen"),
         artifacts=artifacts,
     )
-    office.run(office.store.end(taken, ending))
+    office.run(office.store.end(pick.job, ending))
     record = office.run(office.archive.record(job.id))
     assert record is not None
     assert (record.metadata, record.webhook, record.deliveries) == ('{"a":1}', HOOK, {DeliveryState.PENDING: 4})
@@ -159,7 +160,7 @@ def test_the_record_of_a_job(office: Office) -> None:
         ("gemma", "qwen"),
         5,
     )
-    assert office.run(office.store.submission(job)) is None
+    assert office.run(office.database.read(lambda cursor: cursor.execute("SELECT * FROM bodies").fetchone())) is None
     assert office.run(office.archive.record("nobody")) is None
 
 

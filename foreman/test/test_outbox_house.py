@@ -86,6 +86,18 @@ async def test_a_job_from_end_to_end() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_job_without_a_webhook_costs_the_outbox_nothing() -> None:
+    """Nobody looks for deliveries on account of a job that has nobody to tell."""
+    async with receiver() as hook, house({"WEBHOOK_SECRET": SECRET}) as here:
+        looks: list[str] = []
+        here.foreman._outbox.look = lambda: looks.append("")  # type: ignore[method-assign]
+        await here.ask("POST", "/jobs", chat("tiny-a"), headers={"Prefer": "wait=10"})
+        assert looks == []
+        await submit(here, hook.url)
+        assert looks != []
+
+
+@pytest_twisted.ensureDeferred
 async def test_health_counts_what_is_pending() -> None:
     """`/healthz` and `/metrics` tell how many webhooks wait for a receiver that is not well."""
     async with receiver() as hook, house({"WEBHOOK_SECRET": SECRET}) as here:

@@ -39,9 +39,9 @@ class Queue:
     def drain(self, resident: Runner | None, aside: frozenset[Runner]) -> list[Job]:
         """Take every job that may run, as the worker does: what ran last is resident."""
         taken = []
-        while (job := self.run(self.store.take(resident=resident, warm=False, aside=aside))) is not None:
-            taken.append(job)
-            resident = job.runner
+        while (pick := self.run(self.store.take(resident=resident, warm=False, aside=aside))) is not None:
+            taken.append(pick.job)
+            resident = pick.job.runner
         return taken
 
 
@@ -94,7 +94,7 @@ def test_the_oldest_of_each_model_backoff_or_not(tmp_path: Path) -> None:
     assert first is not None
     second = queue.run(queue.store.take(resident=QWEN_LONG, warm=False, aside=()))
     assert second is not None
-    queue.run(queue.store.put_back(second, not_before=1000, charge=BROKE))
+    queue.run(queue.store.put_back(second.job, not_before=1000, charge=BROKE))
     assert queue.outlook().oldest == {"QWEN": 2, "qwen:latest": 3, "phi:latest": 5, "gemma:latest": 6}
 
 

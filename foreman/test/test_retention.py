@@ -105,10 +105,10 @@ def test_the_file_becomes_smaller(tmp_path: Path) -> None:
     database.finish(store.start())
     database.finish(store.accept([new_job(n) for n in range(2600)]))
     for number in range(2600):
-        job = database.finish(store.take(resident=RUNNERS[0], warm=True, aside=()))
-        assert job is not None
+        taken = database.finish(store.take(resident=RUNNERS[0], warm=True, aside=()))
+        assert taken is not None
         ended = now if number >= 2500 else DAY_MS + number
-        database.finish(store.end(job, Ending(error=None, at=ended)))
+        database.finish(store.end(taken.job, Ending(error=None, at=ended)))
     database.finish(store.stop())
     before = path.stat().st_size
     database.finish(store.start())

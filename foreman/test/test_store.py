@@ -51,9 +51,9 @@ class House:
 
     def take(self, resident: Runner | None = None, *, warm: bool = False, aside: tuple[Runner, ...] = ()) -> Job:
         """The next job, which there is."""
-        job = self.run(self.store.take(resident=resident, warm=warm, aside=aside))
-        assert job is not None
-        return job
+        taken = self.run(self.store.take(resident=resident, warm=warm, aside=aside))
+        assert taken is not None
+        return taken.job
 
     def synchronous(self) -> int:
         """How the last commit was synchronised: 1 is NORMAL, 2 FULL."""
@@ -186,8 +186,8 @@ def test_the_order_is_the_policy(
     for resident, aside in steps:
         waiting.sort(key=lambda job: order_key(job, resident))
         expected = next((job for job in waiting if job.runner not in aside), None)
-        job = house.run(house.store.take(resident=resident, warm=False, aside=aside))
-        assert (job and job.seq) == (expected and expected.seq)
+        taken = house.run(house.store.take(resident=resident, warm=False, aside=aside))
+        assert (taken and taken.job.seq) == (expected and expected.seq)
         if expected is not None:
             waiting.remove(expected)
     house.run(house.store.stop())

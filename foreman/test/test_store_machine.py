@@ -280,12 +280,13 @@ class StoreMachine(RuleBasedStateMachine):
             for seq in self.in_state("queued")
             if self.rows[seq].not_before == 0 and self.rows[seq].runner not in aside
         ]
-        job = self.run(self.store.take(resident=resident, warm=warm, aside=aside))
+        taken = self.run(self.store.take(resident=resident, warm=warm, aside=aside))
         if not ready:
-            assert job is None
+            assert taken is None
             return
         expected = min(ready, key=lambda each: order_key(each, resident))
-        assert job is not None
+        assert taken is not None
+        job = taken.job
         assert job.seq == expected.seq
         row = self.rows[job.seq]
         row.attempt += 1

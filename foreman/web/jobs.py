@@ -5,7 +5,7 @@ Reading and judging what is submitted is `foreman.web.submissions`', the documen
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import orjson
@@ -34,6 +34,7 @@ from foreman.webhooks.policy import AddressPolicy
 from foreman.work.archive import PAGE, Archive
 from foreman.work.deliveries import Deliveries
 from foreman.work.forecast import Forecast
+from foreman.work.forecasts import Forecasts
 from foreman.work.keys import Accepted
 from foreman.work.store import Store
 from foreman.work.worker import Worker
@@ -59,7 +60,7 @@ class UnknownModel(NotFound):
 class JobsFace:
     """The routes of `/jobs`.
 
-    :ivar forecast: what can be said of a queued job.
+    :ivar forecasts: what can be said of queued jobs.
     :ivar outbox_wake: there is a delivery to look at.
     """
 
@@ -74,7 +75,7 @@ class JobsFace:
     clock: IReactorTime
     now_ms: Callable[[], int]
     max_attempts: int
-    forecast: Callable[[Job], Awaitable[Forecast | None]]
+    forecasts: Forecasts
     outbox_wake: Callable[[], None]
     _stopping: bool = field(init=False, default=False)
 
@@ -123,7 +124,11 @@ class JobsFace:
         request.responseHeaders.setRawHeaders(b"location", [f"/jobs/{job_id}".encode()])
         if record is not None and job.state in TERMINAL:
             return await self._job(request, record)
-        return answer(request, 200 if accepted.repeated else 202, {**_brief(job), **await self._forecast(job)})
+        if record is None and accepted.firsts is not None:
+            known = _told(self.forecasts.of_new(job, accepted.firsts))
+        else:
+            known = await self._forecast(job)
+        return answer(request, 200 if accepted.repeated else 202, {**_brief(job), **known})
 
     async def _submit_batch(
         self, request: Request, body: bytes, key: IdempotencyKey | None, accepted: Accepted | None
@@ -279,17 +284,14 @@ class JobsFace:
         return answer(request, 200, {**document, **await self._forecast(record.job)})
 
     async def _forecast(self, job: Job) -> dict[str, Any]:
-        if job.state is not JobState.QUEUED:
-            return {}
-        forecast = await self.forecast(job)
-        if forecast is None:
-            return {"position": None, "swaps_ahead": None, "eta_seconds": None}
-        known = {
-            "position": forecast.position,
-            "swaps_ahead": forecast.swaps_ahead,
-            "eta_seconds": forecast.eta_seconds,
-        }
-        return known if forecast.position_exact else {**known, "position_exact": False}
+        return _told(await self.forecasts.of(job)) if job.state is JobState.QUEUED else {}
+
+
+def _told(forecast: Forecast | None) -> dict[str, Any]:
+    if forecast is None:
+        return {"position": None, "swaps_ahead": None, "eta_seconds": None}
+    known = {"position": forecast.position, "swaps_ahead": forecast.swaps_ahead, "eta_seconds": forecast.eta_seconds}
+    return known if forecast.position_exact else {**known, "position_exact": False}
 
 
 def _found(thing: T | None) -> T:

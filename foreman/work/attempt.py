@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from foreman.errors import Answered, Lost, TargetError, Unavailable
-from foreman.job import Ending, ErrorCode, Job, JobError, JobState, Runner
+from foreman.job import Ending, ErrorCode, Job, JobError, JobState, Runner, Submission
 from foreman.logs import make_logger
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.inventory import Inventory
@@ -23,6 +23,7 @@ from foreman.ollama.replies import FinalWatch
 from foreman.ollama.target import Target
 from foreman.work import outcome
 from foreman.work.aftermath import FAULT, STOPPED, Aftermath, Run
+from foreman.work.moves import Taken
 from foreman.work.outcome import Done, Fail, Outcome, Retry
 from foreman.work.pause import Pause
 from foreman.work.recorder import Recorder
@@ -102,12 +103,16 @@ class Attempts:
 
     _log = make_logger()
 
-    async def make(self, job: Job) -> None:
+    async def make(self, taken: Taken) -> None:
         """Make an attempt at a job that has just been picked; what becomes of it is written."""
+        job = taken.job
         self.job, self._cut = job, None
         caller = None
         try:
-            caller = self.switchboard.find(job.id) if job.sync else await self._recorder(job)
+            if taken.submission is None:
+                caller = self.switchboard.find(job.id)
+            else:
+                caller = await self._recorder(job, taken.submission)
             if caller is not None and not caller.closed:
                 caller.job = job
                 await self._try(job, caller)
@@ -150,11 +155,8 @@ class Attempts:
 
     # -- before the request --------------------------------------------------------------------------------------
 
-    async def _recorder(self, job: Job) -> Recorder | None:
-        """Who takes an async job's answer; None if there is nothing to run."""
-        submission = await self.aftermath.written(lambda: self.store.submission(job))
-        if submission is None:
-            return None  # ended or erased meanwhile
+    async def _recorder(self, job: Job, submission: Submission) -> Recorder | None:
+        """Who takes an async job's answer; None if the target does not know its model."""
         patience = self.patience
         recorder = Recorder(job, submission, self.tails, max_run=patience.max_run, max_result=patience.max_result)
         if await self._is_known(job.model):
@@ -244,12 +246,11 @@ class Attempts:
         )
         caller.on_gone = lambda: self.cut_off(caller.parting)
         limit = None if caller.limit is None else self.clock.callLater(caller.limit, self.cut_off, TOO_LONG)
-        whole = False
+        head: Head | None = None
         result: Outcome
         try:
             head = await exchange
-            whole, self._distrusted = True, False
-            result = outcome.of_answer(head.status, watcher.watch.verdict(), head.retry_after)
+            self._distrusted = False
         except CancelledError:
             if self._cut is None:
                 raise
@@ -262,7 +263,10 @@ class Attempts:
             if limit is not None and limit.active():
                 limit.cancel()
             renewal, self._renewal = self._renewal, None
-        run = Run(whole=whole, first_byte_at=watcher.first_byte_at, verdict=watcher.watch.verdict())
+        verdict, whole = watcher.watch.verdict(), head is not None
+        if head is not None:
+            result = outcome.of_answer(head.status, verdict, head.retry_after)
+        run = Run(whole=whole, first_byte_at=watcher.first_byte_at, verdict=verdict)
         await self.aftermath.apply(job, caller, result, run)
         self.job = None  # it is over; a stop waits for it no more
         # Only now: the client is not made to wait for it.

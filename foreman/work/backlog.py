@@ -62,9 +62,10 @@ class Backlog:
         _add(self._by_runner, Runner(digest, runner.options), 1)
 
     def _count(self, runner: Runner, model: str, by: int) -> None:
-        self.queued += by
-        _add(self._by_runner, runner, by)
-        _add(self._by_model, model, by)
+        if by:
+            self.queued += by
+            _add(self._by_runner, runner, by)
+            _add(self._by_model, model, by)
 
 
 def _add(counter: Counter[K], key: K, by: int) -> None:

@@ -17,12 +17,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
 from attrs import frozen
 from twisted.enterprise.adbapi import ConnectionPool
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from foreman.errors import SchemaTooNew, StoreError, StoreLocked, Unwritable
@@ -234,8 +236,10 @@ class Database:
         self._reactor = reactor
         self._schema = schema
         self._open = False
-        self._committing = False
         self._waiting: deque[_Write] = deque()
+        self._due = inf  # by `reactor.seconds()`, when the first of them is to be committed
+        self._committing = False
+        self._next_commit: IDelayedCall | None = None
         self._writer: Any
         self._reader: Any
         self._lock: int
@@ -273,7 +277,7 @@ class Database:
         finally:
             self._release()
 
-    async def write(self, work: Callable[[sqlite3.Cursor], T], *, durable: bool) -> T:
+    async def write(self, work: Callable[[sqlite3.Cursor], T], *, durable: bool, within: float = 0.0) -> T:
         """Run `work` in a write transaction off the reactor thread, and return what it gave once it is committed.
 
         Cancelling the wait does not stop the write.
@@ -281,11 +285,12 @@ class Database:
         :param work: touches only its arguments and the cursor; raising takes back what it did.  When it, or one that
             shares the commit, has raised, it is run again.
         :param durable: fsync before returning, else a power cut (not a crash) may lose it.
+        :param within: seconds that it may wait for company, so that it costs no commit of its own.
         :raise Unwritable: disk full, read-only, I/O error; nothing was stored.
         :raise StoreError: not open.
         """
         self._must_be_open()
-        result: T = await self._enqueue(work, durable=durable)
+        result: T = await self._enqueue(work, durable=durable, within=within)
         return result
 
     async def read(self, work: Callable[[sqlite3.Cursor], T]) -> T:
@@ -303,19 +308,34 @@ class Database:
         if not self._open:  # a closed pool would answer with a Deferred that never fires
             raise StoreError("the store is not open")
 
-    def _enqueue(self, work: Callable[[sqlite3.Cursor], Any], *, durable: bool) -> Deferred[Any]:
+    def _enqueue(self, work: Callable[[sqlite3.Cursor], Any], *, durable: bool, within: float = 0.0) -> Deferred[Any]:
         waiter: Deferred[Any] = Deferred()
         self._waiting.append(_Write(work, durable, waiter))
-        if not self._committing:
-            self._committing = True
-            # Not at once: what else is asked in this turn of the reactor, such as the next job, joins the commit.
-            self._reactor.callLater(0, lambda: Deferred.fromCoroutine(self._commit_waiting()))
+        due = self._reactor.seconds() + within
+        if due < self._due:
+            self._due = due
+            self._plan()
         return waiter
 
+    def _plan(self) -> None:
+        """Have the next commit begin when it is due, unless one is under way.
+
+        Not at once: what else is asked in this turn of the reactor, such as the next job, joins it.
+        """
+        if self._committing or not self._waiting:
+            return
+        if self._next_commit is not None:
+            self._next_commit.cancel()
+        wait = max(0.0, self._due - self._reactor.seconds())
+        self._next_commit = self._reactor.callLater(wait, lambda: Deferred.fromCoroutine(self._commit_waiting()))
+
     async def _commit_waiting(self) -> None:
-        """Commit batch after batch until nobody waits."""
-        while self._waiting:
+        """Commit batch after batch until none is due."""
+        self._next_commit, self._committing = None, True
+        self._due = -inf  # the first of them, whichever way the clock's seconds were rounded
+        while self._waiting and self._due <= self._reactor.seconds():
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]
+            self._due = self._due if self._waiting else inf
             durable = any(write.durable for write in batch)
             try:
                 with _in_our_words():
@@ -334,6 +354,7 @@ class Database:
                 except Exception:  # noqa: BLE001 (whoever listens must not stop the writing)
                     _log.failure("A listener of commits failed")
         self._committing = False
+        self._plan()
 
     def _pool(self, pragmas: Sequence[str]) -> Any:
         def prepare(connection: sqlite3.Connection) -> None:

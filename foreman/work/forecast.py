@@ -11,11 +11,13 @@ How long loads and runs take is learned from the jobs that have ended.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Collection, Iterable
 
 from attrs import evolve, frozen
 
 from foreman.job import Job, JobState, Runner
+from foreman.work import queries
 from foreman.work.moves import Move
 from foreman.work.schedule import order_key
 
@@ -61,6 +63,12 @@ class First:
 
     runner: Runner
     seq: int
+
+
+def firsts(cursor: sqlite3.Cursor) -> tuple[First, ...]:
+    """Each runner's oldest ready job, of at most `RUNNERS` runners."""
+    rows = cursor.execute(queries.FIRSTS, (RUNNERS,)).fetchall()
+    return tuple(First(Runner(model, options), seq) for model, options, seq in rows)
 
 
 @frozen(kw_only=True)

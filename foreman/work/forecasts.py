@@ -6,7 +6,7 @@ from attrs import field, frozen
 
 from foreman.job import Job, JobState
 from foreman.ollama.inventory import Inventory
-from foreman.work.forecast import LEARNED_FROM, Forecast, Paces, forecast
+from foreman.work.forecast import EXACT, LEARNED_FROM, First, Forecast, Line, Paces, forecast
 from foreman.work.pause import Pause
 from foreman.work.store import Store
 from foreman.work.worker import Worker
@@ -34,7 +34,17 @@ class Forecasts:
         """
         if job.state is not JobState.QUEUED:
             return None
-        line = await self.store.line(job)
+        return self._forecast(job, await self.store.line(job))
+
+    def of_new(self, job: Job, firsts: tuple[First, ...]) -> Forecast:
+        """The same of a job that was accepted just now: all others of its runner are older.
+
+        :param firsts: what `Accepted` says of them.
+        """
+        older = max(0, self.store.backlog.of(job.runner) - 1)
+        return self._forecast(job, Line(older=min(older, EXACT), firsts=firsts))
+
+    def _forecast(self, job: Job, line: Line) -> Forecast:
         running = self.worker.running
         known = forecast(
             job,

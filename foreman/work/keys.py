@@ -16,6 +16,7 @@ from attrs import frozen
 from foreman.errors import KeyGone, KeyReused
 from foreman.job import IdempotencyKey, Job, NewJob
 from foreman.work import queries
+from foreman.work.forecast import First, firsts
 from foreman.work.moves import Transaction
 
 
@@ -26,11 +27,13 @@ class Accepted:
     :ivar ids: of its jobs, in their order.
     :ivar jobs: the same as they are now; None for one that was deleted or pruned since.
     :ivar repeated: the request had come before, and nothing was stored.
+    :ivar firsts: each waiting runner's oldest ready job then, of a single new async job; for its forecast.
     """
 
     ids: tuple[str, ...]
     jobs: tuple[Job | None, ...]
     repeated: bool
+    firsts: tuple[First, ...] | None = None
 
 
 def repeat_of(transaction: Transaction, key: IdempotencyKey) -> Accepted | None:
@@ -58,7 +61,12 @@ def accept_all(transaction: Transaction, jobs: Sequence[NewJob], key: Idempotenc
     if key is not None:
         row = (key.key, key.digest, orjson.dumps(ids).decode(), len(jobs))
         number = transaction.cursor.execute(queries.INSERT_KEY, row).lastrowid
-    return Accepted(ids=ids, jobs=tuple(transaction.accept(new, number) for new in jobs), repeated=False)
+    return Accepted(
+        ids=ids,
+        jobs=tuple(transaction.accept(new, number) for new in jobs),
+        repeated=False,
+        firsts=firsts(transaction.cursor) if len(jobs) == 1 and not jobs[0].sync else None,
+    )
 
 
 def delete(transaction: Transaction, job: Job) -> None:

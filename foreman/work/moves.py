@@ -14,7 +14,19 @@ from urllib.parse import urlsplit
 import orjson
 from attrs import evolve, field, frozen
 
-from foreman.job import TERMINAL, TRANSITIONS, Artifact, Ending, ErrorCode, Job, JobError, JobState, NewJob, Runner
+from foreman.job import (
+    TERMINAL,
+    TRANSITIONS,
+    Artifact,
+    Ending,
+    ErrorCode,
+    Job,
+    JobError,
+    JobState,
+    NewJob,
+    Runner,
+    Submission,
+)
 from foreman.ollama.names import normalise
 from foreman.work import queries
 from foreman.work.schedule import order_key
@@ -112,11 +124,24 @@ class Move:
     :ivar job: as it is afterwards.
     :ivar was: its state before, None if it is new.
     :ivar ready: it may be picked now.
+    :ivar told: there is a webhook to tell of it.
     """
 
     job: Job
     was: JobState | None
     ready: bool
+    told: bool = False
+
+
+@frozen
+class Taken:
+    """A job that was picked.
+
+    :ivar submission: what it has brought, None of a sync call.
+    """
+
+    job: Job
+    submission: Submission | None
 
 
 @frozen
@@ -142,23 +167,24 @@ class Transaction:
         runner, submission = new.runner, new.submission
         self.cursor.execute(
             queries.INSERT,
-            {
-                "id": new.id,
-                "sync": new.sync,
-                "endpoint": new.endpoint,
-                "model": new.model,
-                "name": normalise(new.model),
-                "runner_model": runner.model,
-                "runner_options": runner.options,
-                "size": new.size,
-                "created_at": new.created_at,
-                "expires_at": submission and submission.expires_at,
-                "timeout": submission and submission.timeout,
-                "metadata": submission and submission.metadata,
-                "webhook": submission and submission.webhook,
-                "request": request,
-            },
+            (
+                new.id,
+                new.sync,
+                new.endpoint,
+                new.model,
+                normalise(new.model),
+                runner.model,
+                runner.options,
+                new.size,
+                new.created_at,
+                submission and submission.expires_at,
+                submission and submission.timeout,
+                submission and submission.metadata,
+                submission and submission.webhook,
+                request,
+            ),
         )
+        told = submission is not None and submission.webhook is not None
         seq = self.cursor.lastrowid
         assert seq is not None  # noqa: S101 - an INSERT just succeeded
         job = Job(
@@ -176,8 +202,10 @@ class Transaction:
         )
         if submission is not None:
             self.cursor.execute(queries.INSERT_BODY, (seq, submission.content_type, submission.body))
-            self._tell(job, None, submission.webhook)
-        self.moves.append(Move(job, None, ready=True))
+            host = None if submission.webhook is None else host_of(submission.webhook)
+            due = (None, None) if host is None else ("pending", self.now)
+            self.cursor.execute(queries.INSERT_FIRST_EVENT, (seq, self.now, host, *due))
+        self.moves.append(Move(job, None, ready=True, told=told))
         return job
 
     def move(
@@ -185,20 +213,24 @@ class Transaction:
         before: Job,
         after: Job,
         *,
+        via: Job | None = None,
         not_before: int = 0,
         orphaned: int | None = None,
         artifacts: Sequence[Artifact] = (),
     ) -> bool:
         """Write one transition, if the row is still as it was `before`.
 
+        :param via: the job in a state that it passes through in no time: told like any other, in the same statement.
         :param not_before: of a job that waits again: milliseconds since the epoch, 0 for at once.
         :param orphaned: how many starts in a row have found it without an owner; None leaves the count.
         :param artifacts: what an async job that has ended leaves.
         :return: False if somebody moved it meanwhile: nothing is written.
         :raise ValueError: no job may ever go from the one state to the other.
         """
-        if after.state not in TRANSITIONS[before.state]:
-            raise ValueError(f"a job does not go from {before.state} to {after.state}")
+        steps = [(before, after)] if via is None else [(before, via), (via, after)]
+        for was, now in steps:
+            if now.state not in TRANSITIONS[was.state]:
+                raise ValueError(f"a job does not go from {was.state} to {now.state}")
         self.cursor.execute(
             queries.MOVE,
             {
@@ -225,17 +257,21 @@ class Transaction:
         )
         if self.cursor.rowcount != 1:
             return False
+        webhook = None
         if not after.sync:
             if after.state in TERMINAL:
                 self.cursor.execute(queries.ERASE_BODY, (after.seq,))
                 self.cursor.executemany(queries.INSERT_ARTIFACT, [_row(after, artifact) for artifact in artifacts])
             (webhook,) = self.cursor.execute(queries.WEBHOOK, (after.seq,)).fetchone()
-            self._tell(after, before.state, webhook)
-        self.moves.append(Move(after, before.state, ready=after.state is JobState.QUEUED and not_before == 0))
+        for was, now in steps:
+            if not now.sync:
+                self._tell(now, was.state, webhook)
+            ready = now.state is JobState.QUEUED and not_before == 0
+            self.moves.append(Move(now, was.state, ready=ready, told=webhook is not None))
         return True
 
-    def _tell(self, job: Job, was: JobState | None, webhook: str | None) -> None:
-        """Write the event of a transition, which is the outbox's row too."""
+    def _tell(self, job: Job, was: JobState, webhook: str | None) -> None:
+        """Write the event of a later transition, which is the outbox's row too."""
         known = {
             JobState.LOADING: job.loading_at,
             JobState.WORKING: job.working_at,
@@ -255,6 +291,32 @@ class Transaction:
                 "error_message": job.error and job.error.message,
                 "host": None if webhook is None else host_of(webhook),
             },
+        )
+
+    def take(self, resident: Runner | None, aside: Collection[Runner], *, warm: bool) -> Taken | None:
+        """Pick the job that is to run next; see `Store.take`."""
+        job = self.choose(resident, aside)
+        if job is None:
+            return None
+        loading = taken = picked(job, self.now)
+        if warm and job.runner == resident:
+            taken = at_work(loading, self.now)
+            self.move(job, taken, via=loading)
+        else:
+            self.move(job, taken)
+        return Taken(taken, None if job.sync else self._submission(job))
+
+    def _submission(self, job: Job) -> Submission:
+        body, content_type, metadata, webhook, expires_at, timeout = self.cursor.execute(
+            queries.SUBMISSION, (job.seq,)
+        ).fetchone()
+        return Submission(
+            body=body,
+            content_type=content_type,
+            metadata=metadata,
+            webhook=webhook,
+            expires_at=expires_at,
+            timeout=timeout,
         )
 
     def choose(self, resident: Runner | None, aside: Collection[Runner]) -> Job | None:

@@ -20,10 +20,7 @@ INSERT = """
         id, sync, endpoint, model, name, runner_model, runner_options, size, state, created_at,
         expires_at, timeout, metadata, webhook, request
     )
-    VALUES (
-        :id, :sync, :endpoint, :model, :name, :runner_model, :runner_options, :size, 'queued', :created_at,
-        :expires_at, :timeout, :metadata, :webhook, :request
-    )
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?)
 """
 """A new job, queued and ready."""
 
@@ -52,6 +49,12 @@ SUBMISSION = """
 INSERT_ARTIFACT = "INSERT INTO artifacts (seq, name, content_type, size, sha256, body) VALUES (?, ?, ?, ?, ?, ?)"
 """A blob that a job leaves."""
 
+INSERT_FIRST_EVENT = """
+    INSERT INTO events (seq, sequence, state, at, attempt, failures, host, delivery, next_at)
+    VALUES (?, 1, 'queued', ?, 0, 0, ?, ?, ?)
+"""
+"""A job's acceptance, whose webhook is due at once."""
+
 INSERT_EVENT = """
     WITH last (sequence, delivery, tries) AS (
         SELECT sequence, delivery, tries FROM events WHERE seq = :seq ORDER BY sequence DESC LIMIT 1
@@ -68,7 +71,7 @@ INSERT_EVENT = """
         END
     FROM (SELECT 1) LEFT JOIN last
 """
-"""A transition.  Its webhook is due now if the one before it has been tried, and is not sent if that was unwanted."""
+"""A later transition.  Its webhook is due now if the one before it was tried, not sent if that was unwanted."""
 
 WEBHOOK = "SELECT webhook FROM jobs WHERE seq = ?"
 """Whom to tell of a job."""

@@ -26,15 +26,14 @@ from foreman.job import (
     JobState,
     NewJob,
     Runner,
-    Submission,
 )
 from foreman.logs import make_logger
 from foreman.work import queries
 from foreman.work.backlog import Backlog
 from foreman.work.database import Database
-from foreman.work.forecast import EXACT, RUNNERS, First, Line
+from foreman.work.forecast import EXACT, Line, firsts
 from foreman.work.keys import Accepted, accept_all, delete, prune, repeat_of
-from foreman.work.moves import Move, Transaction, at_work, charged, ended, job_of, picked, requeued
+from foreman.work.moves import Move, Taken, Transaction, at_work, charged, ended, job_of, requeued
 from foreman.work.outlook import Outlook, outlook
 from foreman.work.recovery import Recovered, recover
 
@@ -44,6 +43,9 @@ DELETED = JobError(ErrorCode.CANCELLED, "The job was deleted.")
 EXPIRED = JobError(ErrorCode.EXPIRED, "The job was still waiting when its time was over.")
 
 _log = make_logger()
+
+COMPANY = 0.005
+"""Seconds that the row of a sync call may wait for a commit to share, while the worker is busy."""
 
 PAGES_GIVEN_BACK = 1000
 """Free pages (of 4 KiB) that leave the file with one call of `prune`: some 10 ms in which no other write runs."""
@@ -58,6 +60,7 @@ class Store:
     :ivar backlog: what waits and runs, counted in memory.
     :ivar writable: False from a write that failed until one has succeeded (`try_writing` sees to that).
     :ivar on_wake: called on the reactor thread after a commit that made a job ready.
+    :ivar on_coming: called when new jobs stand in line for a commit: a `take` asked for now comes behind them in it.
     :ivar on_move: each called on the reactor thread with every move of a job, in order, once it is committed.
     """
 
@@ -65,6 +68,7 @@ class Store:
         self.backlog = Backlog()
         self.writable = True
         self.on_wake: Callable[[], None] = lambda: None
+        self.on_coming: Callable[[], None] = lambda: None
         self.on_move: list[Callable[[Move], None]] = []
         self._database = database
         self._clock_ms = clock_ms
@@ -85,6 +89,11 @@ class Store:
         )
         self.backlog.load(await self._database.read(lambda cursor: cursor.execute(queries.DEPTH).fetchall()))
         return recovered
+
+    @property
+    def expecting(self) -> bool:
+        """Whether there may be a job to take: one waits, or is on its way into the database."""
+        return self.backlog.queued + self._accepting > 0
 
     async def stop(self) -> None:
         """Wait for what is under way and close the database."""
@@ -122,6 +131,9 @@ class Store:
         waiting = self.backlog.queued
         room = waiting + self._accepting + len(jobs) <= self._max_queue
         held = len(jobs) if room else 0
+        durable = not all(new.sync for new in jobs)
+        # Nobody is told of a sync call's row before its turn, and while a job runs that has time.
+        within = 0.0 if durable or not self.backlog.running else COMPANY
 
         def store(transaction: Transaction) -> Accepted:
             repeated = None if key is None else repeat_of(transaction, key)
@@ -133,53 +145,26 @@ class Store:
 
         async def commit() -> Accepted:
             try:
-                return await self._commit(store, durable=not all(new.sync for new in jobs))
+                return await self._commit(store, durable=durable, within=within)
             finally:
                 self._accepting -= held
 
         if not room and key is None:
             raise QueueFull(f"{waiting} jobs are waiting, at most {self._max_queue} may")
         self._accepting += held
-        return await detach(commit())
+        accepting = detach(commit())
+        self.on_coming()
+        return await accepting
 
-    async def submission(self, job: Job) -> Submission | None:
-        """What an async job has brought; None once it has ended."""
-        row = await self._database.read(lambda cursor: cursor.execute(queries.SUBMISSION, (job.seq,)).fetchone())
-        if row is None:
-            return None
-        body, content_type, metadata, webhook, expires_at, timeout = row
-        return Submission(
-            body=body,
-            content_type=content_type,
-            metadata=metadata,
-            webhook=webhook,
-            expires_at=expires_at,
-            timeout=timeout,
-        )
-
-    async def take(self, *, resident: Runner | None, warm: bool, aside: Collection[Runner]) -> Job | None:
+    async def take(self, *, resident: Runner | None, warm: bool, aside: Collection[Runner]) -> Taken | None:
         """Pick the next job: `loading`, or `working` at once when its runner needs no load; None if none may run.
 
         :param resident: the runner in the target's memory, None if unknown.
         :param warm: a job of the resident runner needs no load request.
         :param aside: runners that are not to be picked now.
         """
-        now = self._clock_ms()
         avoided = frozenset(aside)
-
-        def pick(transaction: Transaction) -> Job | None:
-            job = transaction.choose(resident, avoided)
-            if job is None:
-                return None
-            taken = picked(job, now)
-            transaction.move(job, taken)
-            if not warm or job.runner != resident:
-                return taken
-            working = at_work(taken, now)
-            transaction.move(taken, working)
-            return working
-
-        return await self.transact(pick, durable=False)
+        return await self.transact(lambda transaction: transaction.take(resident, avoided, warm=warm), durable=False)
 
     async def work(self, job: Job) -> Job | None:
         """From `loading` to `working`; None if somebody ended it meanwhile."""
@@ -301,10 +286,7 @@ class Store:
 
         def look(cursor: sqlite3.Cursor) -> Line:
             older = cursor.execute(queries.OLDER_OF_RUNNER, (runner.model, runner.options, job.seq, EXACT)).fetchone()
-            firsts = cursor.execute(queries.FIRSTS, (RUNNERS,)).fetchall()
-            return Line(
-                older=older[0], firsts=tuple(First(Runner(model, options), seq) for model, options, seq in firsts)
-            )
+            return Line(older=older[0], firsts=firsts(cursor))
 
         return await self._database.read(look)
 
@@ -380,7 +362,7 @@ class Store:
         """Run `work` in one write transaction, and let the house know of the moves it made; for the store's parts."""
         return detach(self._commit(work, durable=durable))
 
-    async def _commit(self, work: Callable[[Transaction], T], *, durable: bool) -> T:
+    async def _commit(self, work: Callable[[Transaction], T], *, durable: bool, within: float = 0.0) -> T:
         now = self._clock_ms()
 
         def run(cursor: sqlite3.Cursor) -> tuple[T, list[Move]]:
@@ -388,7 +370,7 @@ class Store:
             return work(transaction), transaction.moves
 
         try:
-            result, moves = await self._database.write(run, durable=durable)
+            result, moves = await self._database.write(run, durable=durable, within=within)
         except Unwritable:
             self.writable = False
             raise

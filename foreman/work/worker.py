@@ -1,8 +1,9 @@
 """The one worker: takes one job at a time from the store and has an attempt made at it.
 
-Theory of operation.  A DeferredQueue carries nothing but "look again": a commit, the target's return, the end of a
-backoff.  At each look the worker takes jobs until the store has none that may run, so the order of work is the store's
-alone.  What an attempt is, and what becomes of it, is told in `foreman.work.attempt` and `foreman.work.aftermath`.
+Theory of operation.  A DeferredQueue carries nothing but "look again": a job that comes, the target's return, the end
+of a backoff.  At each look the worker takes jobs until the store has none that may run, so the order of work is the
+store's alone.  What an attempt is, and what becomes of it, is told in `foreman.work.attempt` and
+`foreman.work.aftermath`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from foreman.ollama.target import Target
 from foreman.tick import Tick
 from foreman.work.aftermath import Aftermath
 from foreman.work.attempt import Attempts, Patience
+from foreman.work.moves import Taken
 from foreman.work.pause import Pause
 from foreman.work.residency import Residency
 from foreman.work.store import Store
@@ -97,6 +99,7 @@ class Worker:
     def start(self) -> None:
         """Begin to work."""
         self._store.on_wake = self.wake
+        self._store.on_coming = self._look
         self._inventory.on_up.insert(0, self.wake)
         self._pause.on_change.append(self.wake)
         self._inventory.jobs_waiting = lambda: self._store.backlog.queued > 0 or self.running is not None
@@ -128,7 +131,11 @@ class Worker:
     def wake(self) -> None:
         """Look again: there may be something to do."""
         self._attempts.consider_renewal()
-        if not self._looks.pending:
+        self._look()
+
+    def _look(self) -> None:
+        # While a job is in hand it would be for nothing: behind it the worker looks anyway.
+        if self.running is None and not self._looks.pending:
             self._looks.put(None)
 
     async def stop(self) -> None:
@@ -196,9 +203,9 @@ class Worker:
         while True:
             await self._looks.get()
             try:
-                while self._may_take() and (job := await self._take()) is not None:
+                while self._may_take() and (taken := await self._take()) is not None:
                     self._aftermath.erase = False
-                    self._run = Deferred.fromCoroutine(self._attempts.make(job))
+                    self._run = Deferred.fromCoroutine(self._attempts.make(taken))
                     try:
                         await self._run
                     finally:
@@ -223,13 +230,14 @@ class Worker:
     def _may_take(self) -> bool:
         return (
             not self._attempts.stopping
+            and self._store.expecting
             and self._inventory.up
             and not self._pause.active
             and self._aftermath.unwritten == 0
             and self._clock.seconds() >= self._aftermath.busy_until
         )
 
-    async def _take(self) -> Job | None:
+    async def _take(self) -> Taken | None:
         aside = self.set_aside()
         self._attempts.aside = {runner: self._attempts.aside[runner] for runner in aside}
         return await self._store.take(resident=self._residency.resident, warm=self._residency.is_warm(), aside=aside)
@@ -250,7 +258,7 @@ class Worker:
             return
         now = self._clock.seconds()
         seconds = [until - now for until in self._attempts.aside.values()]
-        due = await self._store.next_due()
+        due = await self._store.next_due() if self._store.backlog.queued else None
         if due is not None:
             seconds.append((due - self._now_ms()) / 1000)
         if self._aftermath.busy_until > now:
