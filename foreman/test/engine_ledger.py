@@ -27,7 +27,7 @@ from foreman.test.engine import (
     Engine,
     ScriptedTarget,
 )
-from foreman.work.moves import Move
+from foreman.work.moves import Move, Taken
 
 ARROWS = {
     "queued": {"loading", "failed"},
@@ -177,7 +177,7 @@ class Ledger:
         self.observer = sqlite3.connect(self.path, isolation_level=None)
         take = self.engine.store.take
 
-        async def asked(*, resident: Runner | None, warm: bool, aside: Collection[Runner]) -> Job | None:
+        async def asked(*, resident: Runner | None, warm: bool, aside: Collection[Runner]) -> Taken | None:
             self.asks(resident, warm)
             return await take(resident=resident, warm=warm, aside=aside)
 

@@ -47,7 +47,7 @@ def test_jobs_of_one_model_are_drained_together_however_they_were_told(
     settle(database)
     assert (store.backlog.of(NAMED), store.backlog.of(KNOWN), store.backlog.queued) == (0, 4, 7)
     taken = [database.finish(store.take(resident=KNOWN, warm=False, aside=())) for _ in range(4)]
-    assert [job and job.seq for job in taken] == [1, 3, 4, 5]
+    assert [each and each.job.seq for each in taken] == [1, 3, 4, 5]
     assert store.backlog.of(KNOWN) == 0
     database.finish(store.stop())
     database, store = open_store(tmp_path / "foreman.db")

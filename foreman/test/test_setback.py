@@ -38,9 +38,9 @@ class Scene:
         one = evolve(one, created_at=self.now, submission=told)
         other = evolve(other, created_at=self.now, submission=evolve(told, expires_at=self.now + 9000))
         self.run(self.store.accept([one, other]))
-        job = self.run(self.store.take(resident=None, warm=False, aside=()))
-        assert job is not None
-        self.run(self.store.put_back(job, not_before=self.now + 2000, charge=BROKE))
+        taken = self.run(self.store.take(resident=None, warm=False, aside=()))
+        assert taken is not None
+        self.run(self.store.put_back(taken.job, not_before=self.now + 2000, charge=BROKE))
 
     def setback(self) -> Setback:
         """What is tested, started."""
@@ -91,9 +91,9 @@ def test_a_clock_set_back_puts_nothing_off(scene: Scene) -> None:
     assert scene.moved == 1
     scene.pass_second()
     assert scene.plans() == tuple(left - 2000 for left in before)
-    job = scene.run(scene.store.take(resident=None, warm=False, aside=()))
-    assert job is not None
-    assert job.state is JobState.LOADING
+    taken = scene.run(scene.store.take(resident=None, warm=False, aside=()))
+    assert taken is not None
+    assert taken.job.state is JobState.LOADING
 
 
 def test_a_clock_set_forward_moves_nothing(scene: Scene) -> None:
