@@ -333,7 +333,7 @@ class Foreman(Service):
         await self._inventory.stop()
         self._pause.stop()
         self._tick.stop()
-        await self._target.close()
+        self._target.close()
         await self._store.stop()
         # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
         self._reactor._exitSignal = None  # noqa: SLF001

@@ -240,7 +240,7 @@ async def rig(*, token: str = "", on: Any = None, prefix: str = "") -> AsyncIter
             yield made
             assert not made.tick._listeners, "something still listens to the heartbeat"
         finally:
-            await made.target.close()
+            made.target.close()
 
 
 async def turns(count: int) -> None:

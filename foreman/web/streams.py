@@ -7,7 +7,6 @@ seconds while data waits is cut, so that a suspended phone does not hold the onl
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +14,13 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
-from twisted.web.server import Request
 from zope.interface import implementer
 
 from foreman.job import CLIENT_LEFT, Artifact, Job
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.routes import Api
 from foreman.tick import Tick
+from foreman.web.body import Request
 from foreman.web.errors import error_body, message_of, respond_error, status_of
 from foreman.work.switchboard import Errand
 
@@ -54,7 +53,7 @@ class Outflow:
         self._flow: Flow | None = None
         self._paused = False
         self._reading_paused = False  # the target is made to wait
-        self._waiting: deque[bytes] = deque()
+        self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._finished = False
         self._unwatch: Callable[[], None] | None = None
@@ -79,6 +78,7 @@ class Outflow:
             return
         self.begun = True
         self._flow = flow
+        flow.after_read = self.flush
         request = self._request
         request.setResponseCode(head.status, head.phrase)
         for name in {name for name, _ in head.headers}:
@@ -86,30 +86,36 @@ class Outflow:
         for name, value in head.headers:
             request.responseHeaders.addRawHeader(name, value)
         request.registerProducer(self, streaming=True)
-        request.write(b"")  # the head goes out now
+        request.write(b"")  # whatever comes or not, the head goes out now
 
     def write(self, data: bytes) -> None:
-        """Send the next bytes, or keep them until the client takes more."""
+        """Take the next bytes, which go out with `flush`."""
+        if not self.gone:
+            self._waiting.append(data)
+            self._waiting_bytes += len(data)
+
+    def flush(self) -> None:
+        """Send what waits, or keep it until the client takes more."""
         if self.gone:
             return
         if not self._paused:
-            self._request.write(data)
-            return
-        self._waiting.append(data)
-        self._waiting_bytes += len(data)
-        if self._waiting_bytes > BUFFER and not self._reading_paused and self._flow is not None:
+            pieces, self._waiting, self._waiting_bytes = self._waiting, [], 0
+            self._request.push(pieces)
+        elif self._waiting_bytes + self._backlog() > BUFFER and not self._reading_paused and self._flow is not None:
             self._reading_paused = True
             self._flow.pause()
 
     def finish(self) -> None:
         """The answer is whole: end it as soon as the client has taken what waits."""
         self._finished = True
+        self.flush()
         self._end_if_drained()
 
     def fail(self, error: Exception) -> None:
         """There will be no answer but this error; if the head is out, the connection is cut."""
         if not self.gone and not self.over.called:
             if self.begun:
+                self.flush()
                 self._request.unregisterProducer()
             respond_error(self._request, error)
         self._close()
@@ -126,10 +132,7 @@ class Outflow:
     def resumeProducing(self) -> None:
         """The client takes more."""
         self._paused = False
-        while self._waiting and not self._paused:
-            data = self._waiting.popleft()
-            self._waiting_bytes -= len(data)
-            self._request.write(data)
+        self.flush()
         if self._paused:
             return
         self._stop_watching()
