@@ -210,16 +210,13 @@ class Request(server.Request):
                 headers.setRawHeaders(name, [*values, *(value for value in others if value not in values)])
         super().write(data)  # type: ignore[no-untyped-call]
 
-    def push(self, pieces: Iterable[bytes] = ()) -> None:
-        """Send pieces of a body whose head is written, each as a chunk of its own, and in this turn of the reactor."""
-        if self.chunked:
-            pieces = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces]
-        data = b"".join(pieces)
-        self.sentLength += len(data)
-        push(self.transport, data)
+    def push(self, pieces: Iterable[bytes]) -> None:
+        """Send pieces of a body whose head is written, each as a chunk of its own, in this turn of the reactor."""
+        push(self.transport, self._framed(pieces))
 
-    def finish(self) -> None:
-        """The answer is complete."""
+    def finish(self, pieces: Iterable[bytes] = ()) -> None:
+        """The answer is complete with these pieces of its body; they, and all before them, go out in this turn too."""
+        self.transport.write(self._framed(pieces))  # type: ignore[union-attr]
         super().finish()  # type: ignore[no-untyped-call]
         push(self.transport)
         self._end(self.code)
@@ -228,6 +225,13 @@ class Request(server.Request):
         """The client has left, or was cut off, before the answer was complete."""
         self._end("left")
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+    def _framed(self, pieces: Iterable[bytes]) -> bytes:
+        if self.chunked:
+            pieces = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces]
+        data = b"".join(pieces)
+        self.sentLength += len(data)
+        return data
 
     def _release(self) -> None:
         self.site.bodies.release(self._held)

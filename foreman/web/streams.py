@@ -85,7 +85,7 @@ class Outflow:
             request.responseHeaders.removeHeader(name)
         for name, value in head.headers:
             request.responseHeaders.addRawHeader(name, value)
-        request.registerProducer(self, streaming=True)
+        request.registerProducer(self, streaming=True)  # type: ignore[no-untyped-call]
         request.write(b"")  # whatever comes or not, the head goes out now
 
     def write(self, data: bytes) -> None:
@@ -108,15 +108,15 @@ class Outflow:
     def finish(self) -> None:
         """The answer is whole: end it as soon as the client has taken what waits."""
         self._finished = True
-        self.flush()
-        self._end_if_drained()
+        if not self._paused:
+            self._end()
 
     def fail(self, error: Exception) -> None:
         """There will be no answer but this error; if the head is out, the connection is cut."""
         if not self.gone and not self.over.called:
             if self.begun:
                 self.flush()
-                self._request.unregisterProducer()
+                self._request.unregisterProducer()  # type: ignore[no-untyped-call]
             respond_error(self._request, error)
         self._close()
 
@@ -139,7 +139,8 @@ class Outflow:
         if self._reading_paused and self._flow is not None:
             self._reading_paused = False
             self._flow.resume()
-        self._end_if_drained()
+        if self._finished:
+            self._end()
 
     def stopProducing(self) -> None:
         """The connection is gone; `notifyFinish` tells the rest."""
@@ -170,10 +171,10 @@ class Outflow:
     def left(self) -> None:
         """The client has gone before the end."""
 
-    def _end_if_drained(self) -> None:
-        if self._finished and not self._waiting and not self.gone and not self.over.called:
-            self._request.unregisterProducer()
-            self._request.finish()
+    def _end(self) -> None:
+        if not self.closed:
+            self._request.unregisterProducer()  # type: ignore[no-untyped-call]
+            self._request.finish(self._waiting)
             self._close()
 
     def _stop_watching(self) -> None:
@@ -262,7 +263,7 @@ class WaitingCaller(Outflow):
             headers = self._request.responseHeaders
             headers.setRawHeaders(b"content-type", [self._line.content_type])
             headers.setRawHeaders(b"x-foreman-job", [self._job_id.encode()])
-            self._request.registerProducer(self, streaming=True)
+            self._request.registerProducer(self, streaming=True)  # type: ignore[no-untyped-call]
         elif now - self._filled_at < FILL_EVERY:
             return
         self._filled_at = now
