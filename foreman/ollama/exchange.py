@@ -210,9 +210,7 @@ class Exchange:
             return
         status, headers, phrase = self._parser.get_status_code(), self._headers, self._phrase
         self._headers, self._phrase = [], b""
-        if status == 101:
-            self._break("of another protocol")
-        if status < 200:
+        if status < 200:  # llhttp itself ends at a change of protocols
             return
         codings = [value.lower() for name, value in headers if name.lower() == b"transfer-encoding"]
         if codings not in ([], [b"chunked"]):

@@ -141,6 +141,18 @@ async def test_an_answer_cut_short(rest: bytes, end: Callable[[Line], None]) -> 
 
 
 @asynchronous
+async def test_a_reset_is_no_end() -> None:
+    """A body that only the close delimits is complete when the target closes properly, not when the line breaks."""
+    async with rig() as it:
+        line, asking, sink = await it.asked()
+        line.say(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        await sink.arrived.get()
+        line.reset()
+        with pytest.raises(Truncated):
+            await asking
+
+
+@asynchronous
 async def test_broken_framing() -> None:
     """A chunk that is none is `Truncated` too, and the connection is closed."""
     async with rig() as it:

@@ -13,7 +13,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.ssl import DefaultOpenSSLContextFactory
 
 from foreman.errors import TargetError
-from foreman.test.badserver import Line, Rig, asynchronous, cut, rig, turns
+from foreman.test.badserver import Line, Recorder, Rig, asynchronous, cut, rig, turns
 from foreman.test.certificates import certificate
 
 reactor: Any = _reactor
@@ -109,6 +109,20 @@ async def test_only_a_clean_end_keeps_the_connection(said: bytes) -> None:
         assert (await asking).status == 200
         assert sink.pieces == [b"ok"]
         await line.closed
+
+
+@asynchronous
+async def test_a_paused_answer_that_ends_leaves_its_connection_reading() -> None:
+    """Whoever pauses an answer that has come whole: the next one on its connection is read all the same."""
+    async with rig() as it:
+        line, asking, _ = await it.asked(sink=Recorder(on_begin=lambda flow: flow.pause()))
+        line.answer(b"1")
+        await asking
+        asking = it.ask(sink := Recorder())
+        await line.request()
+        line.answer(b"2")
+        await asking
+        assert sink.pieces == [b"2"]
 
 
 @asynchronous
