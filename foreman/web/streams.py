@@ -7,6 +7,7 @@ seconds while data waits is cut, so that a suspended phone does not hold the onl
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,7 @@ class Outflow:
         self._flow: Flow | None = None
         self._paused = False
         self._reading_paused = False  # the target is made to wait
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._finished = False
         self._unwatch: Callable[[], None] | None = None
@@ -99,7 +100,7 @@ class Outflow:
         if self.gone:
             return
         if not self._paused:
-            pieces, self._waiting, self._waiting_bytes = self._waiting, [], 0
+            pieces, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
             self._request.push(pieces)
         elif self._waiting_bytes + self._backlog() > BUFFER and not self._reading_paused and self._flow is not None:
             self._reading_paused = True
@@ -132,7 +133,10 @@ class Outflow:
     def resumeProducing(self) -> None:
         """The client takes more."""
         self._paused = False
-        self.flush()
+        while self._waiting and not self._paused:
+            data = self._waiting.popleft()
+            self._waiting_bytes -= len(data)
+            self._request.push([data])
         if self._paused:
             return
         self._stop_watching()
