@@ -342,7 +342,7 @@ class Foreman(Service):
         self._pause.stop()
         self._setback.stop()
         self._tick.stop()
-        await self._target.close()
+        self._target.close()
         await self._store.stop()
         # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
         self._reactor._exitSignal = None  # noqa: SLF001

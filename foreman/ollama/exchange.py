@@ -1,49 +1,35 @@
 """One request to the target and its answer, with every way in which that can go wrong.
 
-An `Exchange` stands between Twisted's Agent and the connection pool, so it knows which connection it was given and
-whether that had been used before, and can cut it at any stage.  It hands head and pieces to a sink as they come, and
-ends exactly once: with the head, or with one of the target's errors of `foreman.errors`.
+An `Exchange` takes a connection, sends the request on it in one write, and reads the answer with llhttp, which is
+strict.  It hands head and pieces to a sink as they come, and ends exactly once: with the head, or with one of the
+target's errors of `foreman.errors`.
 """
 
 from __future__ import annotations
 
-import socket
 import typing
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 from attrs import frozen
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
-from twisted.web import client as web
-from twisted.web.http import PotentialDataLoss
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
 from foreman.errors import Lost, NotReachable, Stalled, Truncated
 from foreman.ollama.silence import Silence
+from foreman.ollama.wire import Wire, Wires
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from foreman.ollama.target import Target
 
-CONNECT_TIMEOUT = 10.0
-"""Seconds until a connection must stand, looking up the name included."""
+HEAD_LIMIT = 65536
+"""Bytes of an answer's head, or of anything else that comes without a byte of its body between."""
 
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"te", b"trailer", b"trailers", b"transfer-encoding", b"upgrade"}
 )
-# A target that has moved to another address, where it answers the probes, is noticed on its old connection after a
-# minute and a half.  Each system knows some of the names; macOS says TCP_KEEPALIVE for TCP_KEEPIDLE.
-_KEEPALIVE = {
-    "TCP_KEEPIDLE": 30,
-    "TCP_KEEPALIVE": 30,
-    "TCP_KEEPINTVL": 10,
-    "TCP_KEEPCNT": 6,
-    "TCP_USER_TIMEOUT": 90_000,
-}
 
 
 @frozen
@@ -51,7 +37,7 @@ class Head:
     """Status line and headers of an answer.
 
     :ivar phrase: the reason phrase, maybe empty.
-    :ivar headers: names in their usual capitals, equal names together, hop-by-hop ones left out.
+    :ivar headers: as they came, hop-by-hop ones left out.
     """
 
     status: int
@@ -79,7 +65,12 @@ def seconds_of(value: bytes | None) -> float | None:
 
 
 class Flow(typing.Protocol):
-    """The tap of an answer's body.  What has been read already (at most 64 KiB) still arrives after a pause."""
+    """The tap of an answer's body.  What has been read already (at most 64 KiB) still arrives after a pause.
+
+    :ivar after_read: called when the sink has had all that one reading from the connection brought.
+    """
+
+    after_read: Callable[[], None]
 
     def pause(self) -> None:
         """Read no more for now; the silence clock stands still."""
@@ -98,17 +89,16 @@ class Sink(typing.Protocol):
         """One piece of the body has come."""
 
 
-class Exchange(Protocol):
-    """One request and its answer: the Agent's pool and connection before the head, the body's protocol after it.
+class Exchange:
+    """One request and its answer: the user of a wire, and what llhttp calls.
 
     :ivar done: fires with the head when the body has ended, or with what went wrong; cancelling it cuts the line.
-    :ivar persistent: the Agent asks its pool for it, to choose between keeping the connection and `Connection: close`.
     """
 
     def __init__(
         self,
         target: Target,
-        pool: web.HTTPConnectionPool,
+        request: tuple[bytes, bytes | BinaryIO],
         sink: Sink,
         first_byte: float,
         between: float,
@@ -116,87 +106,135 @@ class Exchange(Protocol):
         watched: bool = True,
     ) -> None:
         self.done: Deferred[Head] = Deferred(lambda _: self._close())
-        self.persistent = pool.persistent
+        self.after_read: Callable[[], None] = _nothing
         self._target = target
-        self._pool = pool
+        self._request = request
         self._sink = sink
         self._silence = Silence(target.tick, target.probe, first_byte, self.fail)
         self._between = between
         self._watched = watched
         self._over = False
-        self._reused = False
-        self._asking: Deferred[IResponse] | None = None
-        self._connection: Any = None
-        self._parser: Any = None
+        self._fresh = False
+        self._connecting: Deferred[None] | None = None
+        self._wire: Wire | None = None
+        self._parser = HttpResponseParser(self)
+        self._unbroken = 0  # bytes that have come since the last of a body
+        self._phrase = b""
+        self._headers: list[tuple[bytes, bytes]] = []
         self._head: Head | None = None
+        self._framed = False  # the body has an end of its own
+        self._whole = False
+        self._keep = False
 
-    # -- the Agent's pool and connection -----------------------------------------------------------------------------
+    # -- the request -------------------------------------------------------------------------------------------------
 
-    def getConnection(self, _key: object, _endpoint: object) -> Deferred[Exchange]:
-        """Take a connection to the target, an idle one if there is one, and stand in for it."""
-        connecting = self._pool.getConnection("target", self._target.endpoint)
-        self._reused = connecting.called  # a new one never stands at once
-        if not self._reused:
-            connecting.addTimeout(CONNECT_TIMEOUT, self._target.reactor, _no_connection)
-        return connecting.addCallback(self._connected)
+    def start(self, wires: Wires, *, fresh: bool) -> None:
+        """Take a connection, an idle one if there is one and it need not be `fresh`, and send the request."""
+        self._fresh = fresh
+        wire = None if fresh else wires.idle()
+        if wire is not None:
+            self._send(wire)
+        else:
+            self._connecting = wires.connect().addCallbacks(self._send, self._unconnected)
 
-    def _connected(self, connection: Any) -> Exchange:
-        self._connection = connection
-        if not self._reused:
-            _keep_alive(connection.transport)
-        return self
-
-    def request(self, request: Any) -> Deferred[IResponse]:
-        """Send the request; from here on silence counts."""
+    def _send(self, wire: Wire) -> None:
+        """Send it; from here on silence counts."""
+        self._wire = wire
         if self._watched:
             self._silence.start()
-        answer: Deferred[IResponse] = self._connection.request(request)
-        # Twisted shows the connection's own headers nowhere else, and they say which others are hop-by-hop.
-        self._parser = self._connection._parser  # noqa: SLF001
-        return answer
+        try:
+            wire.send(self, *self._request)
+        except Exception as error:  # noqa: BLE001 - a body that cannot be read; raised to the caller of the exchange
+            self.fail(error)
+
+    def _unconnected(self, failure: Failure) -> None:
+        if not self._over:
+            self.fail(NotReachable(f"cannot connect to {self._target.name}: {failure.getErrorMessage()}"))
 
     # -- the answer --------------------------------------------------------------------------------------------------
 
-    def follow(self, asking: Deferred[IResponse]) -> None:
-        """Wait for the head."""
-        self._asking = asking
-        asking.addCallbacks(self._answered, self._unanswered)
-
-    def _answered(self, response: IResponse) -> None:
+    def received(self, data: bytes) -> None:
+        """Read what has come.  This is the hot path."""
+        self._unbroken += len(data)
+        broken: Exception | None = None
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            broken = error
         if self._over:
             return
+        if self._head is not None and self._whole:
+            self._end(self._head, keep=self._keep and broken is None)
+        elif broken is not None:
+            self._break(f"broken: {broken}")
+        elif self._unbroken > HEAD_LIMIT:
+            self._break(f"more than {HEAD_LIMIT} bytes long")
+        self.after_read()
+
+    def lost(self, reason: Failure) -> None:
+        """The connection has ended, and with it the answer: it is complete, or was cut."""
+        if self._head is not None and not self._framed and reason.check(ConnectionDone):
+            self._end(self._head, keep=False)
+        elif self._head is not None:
+            self.fail(Truncated(f"the answer was cut short: {reason.getErrorMessage()}"))
+        elif self._unbroken:
+            self._break(f"broken: {reason.getErrorMessage()}")
+        else:
+            text = f"the connection broke before the answer: {reason.getErrorMessage()}"
+            self.fail(Lost(text, reused=self._wire is not None and self._wire.reused))
+
+    def _break(self, how: str) -> None:
+        if self._head is None:
+            self.fail(Lost(f"the answer's head is {how}", reused=False))
+        else:
+            self.fail(Truncated(f"the answer's framing is {how}"))
+
+    # -- what llhttp calls -------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A byte has come that may belong to an answer."""
+        if self._whole:
+            self._keep = False  # and nobody asked for another one
+
+    def on_status(self, phrase: bytes) -> None:
+        """The reason phrase, or a piece of it."""
+        self._phrase += phrase
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or trailer."""
+        self._headers.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """A head is complete: hand it on, unless it is an interim one."""
+        if self._over or self._whole:
+            return
+        status, headers, phrase = self._parser.get_status_code(), self._headers, self._phrase
+        self._headers, self._phrase = [], b""
+        if status < 200:  # llhttp itself ends at a change of protocols
+            return
+        codings = [value.lower() for name, value in headers if name.lower() == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):
+            self._break("broken: there is an unknown transfer coding")
+            return
+        self._framed = bool(codings) or header_of(headers, b"content-length") is not None
         self._silence.limit = self._between
         self._silence.beats = 0
-        self._head = _head(response, self._parser.connHeaders)
+        self._head = Head(status, phrase, _end_to_end(headers))
+        if self._request[0].startswith(b"HEAD "):
+            self._whole, self._keep = True, self._parser.should_keep_alive()
         try:
             self._sink.begin(self._head, self)
         except Exception as error:  # noqa: BLE001 - raised to the caller of the exchange
             self.fail(error)
-        if self._over:
-            return
-        response.deliverBody(self)
-        if self._silence.held:
-            self.pause()  # deliverBody has resumed reading
 
-    def _unanswered(self, failure: Failure) -> None:
+    def on_body(self, data: bytes) -> None:
+        """Pass one piece of the body on."""
         if self._over:
             return
-        error = failure.value
-        if self._connection is None:
-            self.fail(NotReachable(f"cannot connect to {self._target.name}: {_reason(failure)}"))
-        elif isinstance(error, web.ResponseNeverReceived | web.RequestTransmissionFailed):
-            self.fail(Lost(f"the connection broke before the answer: {_reason(failure)}", reused=self._reused))
-        elif isinstance(error, web.ResponseFailed):
-            self.fail(Lost(f"the answer's head is broken: {_reason(failure)}", reused=False))
-        elif isinstance(error, web.RequestGenerationFailed):
-            self.fail(error.reasons[0])  # the body's own trouble, such as an unreadable file
-        else:
-            self.fail(failure)
-
-    def dataReceived(self, data: bytes) -> None:
-        """Pass one piece of the body on.  This is the hot path."""
-        if self._over:
+        if self._whole:
+            self._keep = False
             return
+        self._unbroken = 0
         self._silence.beats = 0
         self._target.bytes_in += len(data)
         try:
@@ -204,65 +242,69 @@ class Exchange(Protocol):
         except Exception as error:  # noqa: BLE001 - raised to the caller of the exchange
             self.fail(error)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """End: the body is complete, or was cut."""
-        if self._over:
-            return
-        if self._head is not None and isinstance(reason.value, web.ResponseDone | PotentialDataLoss):
-            self._close()
-            self.done.callback(self._head)
-        else:
-            self.fail(Truncated(f"the answer was cut short: {_reason(reason)}"))
+    def on_message_complete(self) -> None:
+        """The body is complete, or there is none."""
+        if self._head is not None and not self._whole and not self._over:
+            self._whole, self._keep = True, self._parser.should_keep_alive()
 
     # -- what others may do with it ----------------------------------------------------------------------------------
 
     def pause(self) -> None:
         """See `Flow`."""
-        self._silence.held = True
-        if self.transport is not None:
-            cast(IPushProducer, self.transport).pauseProducing()
+        if self._wire is not None and not self._over:
+            self._silence.held = True
+            self._wire.transport.pauseProducing()
 
     def resume(self) -> None:
         """See `Flow`."""
-        self._silence.held = False
-        if self.transport is not None:
-            cast(IPushProducer, self.transport).resumeProducing()
+        if self._wire is not None and not self._over:
+            self._silence.held = False
+            self._wire.transport.resumeProducing()
 
     def expire(self, timeout: float) -> None:
         """End, because the time for the whole call is over."""
-        if self._connection is None:
+        if self._wire is None:
             self.fail(NotReachable(f"no connection to {self._target.name} within {timeout:g} s"))
         else:
             self.fail(Stalled(f"no whole answer within {timeout:g} s", probe_answered=False))
 
-    def fail(self, error: BaseException | Failure) -> None:
+    def fail(self, error: BaseException) -> None:
         """End with this error and cut the line; nothing once it has ended."""
         if not self._over:
             self._close()
             self.done.errback(error)
 
-    def _close(self) -> None:
+    def _end(self, head: Head, *, keep: bool) -> None:
+        """End well."""
+        if self._silence.held:
+            self.resume()
+        self._close(keep=keep)
+        self.done.callback(head)
+
+    def _close(self, *, keep: bool = False) -> None:
         self._over = True
         self._silence.stop()
-        if self._connection is None:
-            if self._asking is not None:
-                self._asking.cancel()
-        elif self._connection.state != "QUIESCENT":  # a quiescent one is the pool's again
-            self._connection.transport.abortConnection()
+        if self._wire is None:
+            if self._connecting is not None:
+                self._connecting.cancel()
+        elif keep and self._wire.sent and not self._fresh:
+            self._wire.keep()
+        else:
+            self._wire.cut()
 
 
-def _head(response: IResponse, control: Headers) -> Head:
-    """Make the head to pass on; `control` are the connection's own headers, which Twisted sorts out."""
-    dropped = named_by_connection(control.getRawHeaders(b"connection", ()))
-    headers = [
+def _nothing() -> None:
+    pass
+
+
+def _end_to_end(headers: Sequence[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+    """Those that are not between the target and foreman only."""
+    dropped = named_by_connection([value for name, value in headers if name.lower() == b"connection"])
+    return tuple(
         (name, value)
-        for name, values in response.headers.getAllRawHeaders()
-        if not is_hop_by_hop(name.lower()) and name.lower() not in dropped
-        for value in values
-    ]
-    if response.length is not UNKNOWN_LENGTH:
-        headers.extend((b"Content-Length", value) for value in control.getRawHeaders(b"content-length", ())[:1])
-    return Head(response.code, response.phrase, tuple(headers))
+        for name, value in headers
+        if not is_hop_by_hop(lowered := name.lower()) and lowered not in dropped
+    )
 
 
 def is_hop_by_hop(name: bytes) -> bool:
@@ -273,21 +315,3 @@ def is_hop_by_hop(name: bytes) -> bool:
 def named_by_connection(values: Sequence[bytes]) -> frozenset[bytes]:
     """The headers that `Connection` headers name, in lower case: hop-by-hop too."""
     return frozenset(token.strip().lower() for value in values for token in value.split(b","))
-
-
-def _keep_alive(transport: Any) -> None:
-    transport.setTcpKeepAlive(True)
-    for name, value in _KEEPALIVE.items():
-        if hasattr(socket, name):
-            with suppress(OSError):  # a connection that is gone already says so soon enough
-                transport.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _no_connection(_: object, timeout: float) -> typing.NoReturn:
-    raise TimeoutError(f"no connection within {timeout:g} s")
-
-
-def _reason(failure: Failure) -> str:
-    """Give the innermost reason of Twisted's wrapped failures."""
-    reasons = getattr(failure.value, "reasons", None)
-    return _reason(reasons[0]) if reasons else failure.getErrorMessage()

@@ -2,30 +2,23 @@
 
 Nothing is sent twice here; whether to try again is the worker's business.
 
-`Target.exchange` carries a client's request as it is.  It asks the Agent directly, as a proxy's client would, so that
-the request line is the caller's byte for byte; treq's request layer would parse and rebuild the URL, negotiate and
-undo gzip, keep cookies, and double the time a small request takes.  `Target.call` is for small requests whose answer
-foreman reads itself; it uses treq over the same `Exchange`, with a client (and so a cookie jar) for each call.
+`Target.exchange` carries a client's request as it is, and its answer piece by piece; `Target.call` is the same for
+small requests whose answer foreman reads itself.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, BinaryIO
+from functools import lru_cache
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
+import orjson
 from attrs import field, frozen
-from treq.client import HTTPClient
-from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
-from twisted.internet.task import Cooperator
-from twisted.web import client as web
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import IBodyProducer
-from zope.interface import implementer
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.web.client import BrowserLikePolicyForHTTPS
 
 from foreman.errors import TargetError, TooLarge
 from foreman.ollama.exchange import (
@@ -38,19 +31,15 @@ from foreman.ollama.exchange import (
     named_by_connection,
     seconds_of,
 )
+from foreman.ollama.wire import Wires, remaining
 from foreman.tick import Tick
-
-CLOSE_TIMEOUT = 1.0
-"""Seconds that closing idle connections may take."""
-
-PERSISTENT = 8
-"""Idle connections kept for the next request."""
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 # What a caller says to foreman rather than to the target, or what only the sender can know.
 _OURS = frozenset({b"host", b"authorization", b"x-api-key", b"origin", b"cookie", b"expect", b"content-length"})
 _PATH = re.compile(rb"/[!-~]*")
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BREAKS = re.compile(rb"[\r\n\0]")
 
 
@@ -91,21 +80,17 @@ class Target:
         parts = urlsplit(url)
         host, tls = parts.hostname or "", parts.scheme == "https"
         port = parts.port or (443 if tls else 80)
-        self.endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port)
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port)
         if tls:
-            policy = web.BrowserLikePolicyForHTTPS()
-            self.endpoint = wrapClientTLS(policy.creatorForNetloc(host.encode("ascii"), port), self.endpoint)
+            policy = BrowserLikePolicyForHTTPS()
+            endpoint = wrapClientTLS(policy.creatorForNetloc(host.encode("ascii"), port), endpoint)
         netloc = parts.netloc.rpartition("@")[2]
         self.name = f"{parts.scheme}://{netloc}"
         self._prefix = parts.path.rstrip("/").encode("ascii")
-        self._own_headers = [(b"Host", netloc.encode("ascii"))]
+        self._own_headers = b"Host: %b\r\n" % netloc.encode("ascii")
         if token:
-            self._own_headers.append((b"Authorization", b"Bearer " + token.encode("ascii")))
-        self._pool = web.HTTPConnectionPool(reactor)
-        self._pool.maxPersistentPerHost = PERSISTENT
-        self._pool.retryAutomatically = False
-        self._no_pool = web.HTTPConnectionPool(reactor, persistent=False)
-        self._cooperator = Cooperator(scheduler=partial(reactor.callLater, 0))
+            self._own_headers += b"Authorization: Bearer %b\r\n" % token.encode("ascii")
+        self._wires = Wires(reactor, endpoint)
 
     async def exchange(
         self,
@@ -113,7 +98,7 @@ class Target:
         path: bytes,
         *,
         headers: RawHeaders = (),
-        body: bytes | IBodyProducer | BinaryIO | None = None,
+        body: bytes | BinaryIO = b"",
         sink: Sink,
         first_byte: float,
         between: float,
@@ -136,10 +121,9 @@ class Target:
         :raise Stalled: silence; the connection is closed.
         :raise ValueError: method, path or headers are not fit to be sent; nothing was.
         """
-        path, outward = self._checked(path), self._outward(headers)
-        exchange = Exchange(self, self._no_pool if fresh else self._pool, sink, first_byte, between)
-        agent: Any = web.ProxyAgent(self.endpoint, self.reactor, exchange)
-        exchange.follow(agent.request(method, path, outward, self._producer(body)))
+        request = self._head(method, path, headers, body, fresh=fresh), body
+        exchange = Exchange(self, request, sink, first_byte, between)
+        exchange.start(self._wires, fresh=fresh)
         return await exchange.done
 
     async def call(
@@ -166,25 +150,22 @@ class Target:
         :raise Lost, Truncated, Stalled, ValueError: as `exchange`.  Without `probing` nobody asks whether the target
             is awake, so `probe_answered` is False.
         """
-        url, outward = self.name + self._checked(path).decode("ascii"), self._outward(headers)
-        outward.removeHeader(b"accept-encoding")  # treq offers what it can undo
+        headers = [(name, value) for name, value in headers if name.lower() != b"accept-encoding"]
+        headers.append((b"accept-encoding", b"identity"))
+        if json is not None:
+            headers.append((b"content-type", b"application/json"))
+            body = orjson.dumps(json)
         collected = _Collected(limit)
-        pool = self._no_pool if fresh else self._pool
-        exchange = Exchange(self, pool, collected, timeout, timeout, watched=probing)
-        agent = web.Agent(self.reactor, pool=exchange)
-        client: Any = HTTPClient(agent, data_to_body_producer=_Bytes)
-        content = {"data": body} if json is None else {"json": json}
-        options = {"allow_redirects": False, "unbuffered": True, "reactor": self.reactor}
-        exchange.follow(client.request(method.decode("ascii"), url, headers=outward, **content, **options))
+        request = self._head(method, path, headers, body, fresh=fresh), body
+        exchange = Exchange(self, request, collected, timeout, timeout, watched=probing)
+        exchange.start(self._wires, fresh=fresh)
         deadline = None if probing else self.reactor.callLater(timeout, exchange.expire, timeout)
         try:
             head = await exchange.done
         finally:
             if deadline is not None and deadline.active():
                 deadline.cancel()
-        # treq's undoing of content encodings leaves an empty header behind where there was none.
-        headers = [(name, value) for name, value in head.headers if (name.lower(), value) != (b"content-encoding", b"")]
-        return Reply(head.status, tuple(headers), b"".join(collected.pieces))
+        return Reply(head.status, head.headers, b"".join(collected.pieces))
 
     async def probe(self, timeout: float = 1.0) -> bool:  # noqa: ASYNC109 - handed on to `call`
         """Whether the target answers `/api/version` within so many seconds, on a connection of its own."""
@@ -194,42 +175,48 @@ class Target:
             return False
         return reply.status == 200
 
-    async def close(self) -> None:
-        """Close the idle connections."""
-        closing: Deferred[None] = self._pool.closeCachedConnections()
-        # Over TLS the peer has its say, which one that sleeps never has.
-        await closing.addTimeout(CLOSE_TIMEOUT, self.reactor, lambda *_: None)
+    def close(self) -> None:
+        """Cut the idle connections."""
+        self._wires.close()
 
-    def _checked(self, path: bytes) -> bytes:
+    def _head(self, method: bytes, path: bytes, headers: RawHeaders, body: bytes | BinaryIO, *, fresh: bool) -> bytes:
+        """Make what comes before the body: what the target gets of a client's headers, and foreman's own.
+
+        :raise ValueError: method or path are none, a name is no token, or a value would end its line.
+        """
+        if not _TOKEN.fullmatch(method):
+            raise ValueError(f"not a method: {method!r}")
         if not _PATH.fullmatch(path):
             raise ValueError(f"not a path: {path!r}")
-        return self._prefix + path
-
-    def _outward(self, headers: RawHeaders) -> Headers:
-        """Make what the target gets of a client's headers, with foreman's own.
-
-        :raise ValueError: a name is no token, or a value would end its line.
-        """
-        lowered = [(name.lower(), value) for name, value in headers]
-        dropped = _OURS | named_by_connection([value for name, value in lowered if name == b"connection"])
-        outward = Headers()
-        for name, value in lowered:
+        lines = [b"%b %b%b HTTP/1.1\r\n" % (method, self._prefix, path), self._own_headers]
+        if fresh:
+            lines.append(b"Connection: close\r\n")
+        length = len(body) if isinstance(body, bytes) else remaining(body)
+        if length or method in (b"POST", b"PUT"):
+            lines.append(b"Content-Length: %d\r\n" % length)
+        dropped = named_by_connection([value for name, value in headers if name.lower() == b"connection"])
+        for name, value in headers:
             if _BREAKS.search(value):
                 raise ValueError(f"a header's value must be one line: {name!r}")
-            if not is_hop_by_hop(name) and name not in dropped:
-                outward.addRawHeader(name, value)
-        for name, value in self._own_headers:
-            outward.addRawHeader(name, value)
-        return outward
+            spelled = _outward(name)
+            if spelled is not None and name.lower() not in dropped:
+                lines.append(b"%b: %b\r\n" % (spelled, value))
+        lines.append(b"\r\n")
+        return b"".join(lines)
 
-    def _producer(self, body: bytes | IBodyProducer | BinaryIO | None) -> IBodyProducer | None:
-        if not body:
-            return None
-        if isinstance(body, bytes):
-            return _Bytes(body)
-        if IBodyProducer.providedBy(body):
-            return body
-        return web.FileBodyProducer(_LeftOpen(body), self._cooperator)
+
+@lru_cache(256)
+def _outward(name: bytes) -> bytes | None:
+    """A header's name in its usual capitals, None if it is not for the target.
+
+    :raise ValueError: it is no token.
+    """
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"not a header's name: {name!r}")
+    lowered = name.lower()
+    if lowered in _OURS or is_hop_by_hop(lowered):
+        return None
+    return b"-".join(word.capitalize() for word in lowered.split(b"-"))
 
 
 class _Collected:
@@ -247,31 +234,3 @@ class _Collected:
         if self._room < 0:
             raise TooLarge(f"the answer is larger than {self._limit} bytes")
         self.pieces.append(data)
-
-
-@implementer(IBodyProducer)
-class _Bytes:
-    """A body in memory, written in one go."""
-
-    def __init__(self, body: bytes) -> None:
-        self.length = len(body)
-        self._body = body
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:  # noqa: N802
-        consumer.write(self._body)
-        return succeed(None)
-
-    def pauseProducing(self) -> None:
-        """Everything is written already; so for the other two."""
-
-    resumeProducing = stopProducing = pauseProducing
-
-
-class _LeftOpen:
-    """A file for `FileBodyProducer`, which would close it, while the owner may need it for another try."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
-
-    def close(self) -> None:
-        """Leave that to the owner."""

@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
+import pytest
 import pytest_twisted
 from attrs import define, field
 from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred, DeferredQueue
+from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
 from twisted.internet.interfaces import IReactorPluggableNameResolver, IReactorTCP, IReactorTime
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
@@ -129,17 +130,23 @@ class BadServer(Factory):
 
 
 @asynccontextmanager
-async def bad_server() -> AsyncIterator[BadServer]:
-    """A server on loopback, gone with the block, its connections with it."""
+async def bad_server(tls: Any = None, interface: str = "127.0.0.1") -> AsyncIterator[BadServer]:
+    """A server on loopback, gone with the block, its connections with it.
+
+    :param tls: a context factory, to have it speak TLS.
+    """
     server = BadServer()
-    port = reactor.listenTCP(0, server, interface="127.0.0.1")
-    server.url = f"http://127.0.0.1:{port.getHost().port}"
+    where = {"interface": interface}
+    port = reactor.listenSSL(0, server, tls, **where) if tls else reactor.listenTCP(0, server, **where)
+    host = f"[{interface}]" if ":" in interface else interface
+    server.url = f"http{'s' if tls else ''}://{host}:{port.getHost().port}"
     try:
         yield server
     finally:
         await port.stopListening()
         for line in server.lines:
-            line.reset()
+            if not line.closed.called:
+                line.reset()
             await line.closed
 
 
@@ -232,15 +239,26 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(*, token: str = "", on: Any = None, prefix: str = "") -> AsyncIterator[Rig]:
-    """A `Rig` whose timers are stepped by hand, unless it is `on` the real reactor."""
-    async with bad_server() as server:
+async def rig(
+    *, token: str = "", on: Any = None, prefix: str = "", tls: Any = None, interface: str = "127.0.0.1"
+) -> AsyncIterator[Rig]:
+    """A `Rig` whose timers are stepped by hand, unless it is `on` the real reactor, as with `tls` it must be."""
+    async with bad_server(tls, interface) as server:
         made = Rig(server, on or SteppedReactor(), token, prefix)
         try:
             yield made
             assert not made.tick._listeners, "something still listens to the heartbeat"
         finally:
-            await made.target.close()
+            made.target.close()
+
+
+async def cut(asking: Deferred[Any], line: Line) -> None:
+    """Cancel, and see the server told within 50 ms."""
+    before = reactor.seconds()
+    asking.cancel()
+    with pytest.raises(CancelledError):
+        await asking
+    assert await line.closed - before < 0.05
 
 
 async def turns(count: int) -> None:

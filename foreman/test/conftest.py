@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gc
+import ipaddress
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from cryptography import x509
 from hypothesis import settings
+from twisted.internet.ssl import DefaultOpenSSLContextFactory
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+
+from foreman.test.certificates import certificate
 
 # The same examples on every run: a landing must not depend on luck.  To look for new ones:
 # `pytest --hypothesis-profile=dev`, or `long` for thirty times as many (of those tests that do not name a number).
@@ -75,3 +81,12 @@ def _no_timers_left(request: pytest.FixtureRequest) -> Iterator[None]:
         call.cancel()
     if left:
         pytest.fail("timers left on the reactor:\n" + "\n".join(names), pytrace=False)
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DefaultOpenSSLContextFactory:
+    """A server for `nas` and 127.0.0.1 whose certificate the system trusts."""
+    names = x509.DNSName("nas"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    context = certificate(tmp_path, *names)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "root.pem"))
+    return context

@@ -11,7 +11,7 @@ import foreman
 
 ROOT = Path(foreman.__file__).parent
 
-SHARED = {"foreman", "detach", "errors", "job", "logs", "record", "tick", "times"}
+SHARED = {"foreman", "detach", "errors", "job", "logs", "record", "tick", "times", "transports"}
 """The words and tools that every room may use."""
 
 MAY_KNOW = {
@@ -20,6 +20,7 @@ MAY_KNOW = {
     "record": {"job"},
     "durations": set(),
     "times": set(),
+    "transports": set(),
     "detach": set(),
     "logs": {"config", "errors"},
     "tick": {"logs"},

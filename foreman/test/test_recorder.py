@@ -20,6 +20,8 @@ JSON = Head(200, b"OK", ((b"Content-Type", b"application/json"),))
 
 
 class _Flow:
+    after_read = staticmethod(lambda: None)
+
     def pause(self) -> None:
         pass
 

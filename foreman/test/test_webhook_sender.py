@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import ipaddress
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,8 +10,6 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet import reactor as _reactor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,6 +19,7 @@ from zope.interface import implementer
 
 from foreman import __version__
 from foreman.test.badserver import BadServer, Line, SteppedReactor, asynchronous, turns
+from foreman.test.certificates import certificate
 from foreman.webhooks.policy import AddressPolicy, AddressRefused, BadURL
 from foreman.webhooks.sender import Cut, Delivered, NotConnected, NotDelivered, Rejected, Sender, TimedOut
 
@@ -499,36 +497,6 @@ async def test_cancelling_closes_at_once() -> None:
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------------
-
-
-def certificate(folder: Path, *names: x509.GeneralName) -> DefaultOpenSSLContextFactory:
-    """A server's context, whose certificate vouches for itself in `folder/root.pem`."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = dt.datetime.now(dt.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "root.pem").write_bytes(made.public_bytes(pem))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return DefaultOpenSSLContextFactory(str(folder / "key.pem"), str(folder / "root.pem"))
-
-
-@pytest.fixture
-def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DefaultOpenSSLContextFactory:
-    """A server for `nas` and 127.0.0.1 whose certificate the system trusts."""
-    names = x509.DNSName("nas"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    context = certificate(tmp_path, *names)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "root.pem"))
-    return context
 
 
 @pytest.mark.parametrize("host", ["nas", "127.0.0.1"])

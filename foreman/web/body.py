@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterable
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any, AnyStr
 from urllib.parse import unquote_to_bytes
@@ -21,6 +22,7 @@ from twisted.web.http import datetimeToString
 
 from foreman.errors import ForemanError, Unavailable
 from foreman.logs import make_logger
+from foreman.transports import push
 from foreman.web import cors
 from foreman.web.errors import BodyTooLarge, render_error, respond_error
 
@@ -220,15 +222,28 @@ class Request(server.Request):
                 headers.setRawHeaders(name, [*values, *(value for value in others if value not in values)])
         super().write(data)  # type: ignore[no-untyped-call]
 
-    def finish(self) -> None:
-        """The answer is complete."""
+    def push(self, pieces: Iterable[bytes]) -> None:
+        """Send pieces of a body whose head is written, each as a chunk of its own, in this turn of the reactor."""
+        push(self.transport, self._framed(pieces))
+
+    def finish(self, pieces: Iterable[bytes] = ()) -> None:
+        """The answer is complete with these pieces of its body; they, and all before them, go out in this turn too."""
+        self.transport.write(self._framed(pieces))  # type: ignore[union-attr]
         super().finish()  # type: ignore[no-untyped-call]
+        push(self.transport)
         self._end(self.code)
 
     def connectionLost(self, reason: Failure) -> None:
         """The client has left, or was cut off, before the answer was complete."""
         self._end("left")
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+    def _framed(self, pieces: Iterable[bytes]) -> bytes:
+        if self.chunked:
+            pieces = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces]
+        data = b"".join(pieces)
+        self.sentLength += len(data)
+        return data
 
     def _release(self) -> None:
         self.site.bodies.release(self._held)

@@ -15,13 +15,13 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
-from twisted.web.server import Request
 from zope.interface import implementer
 
 from foreman.job import CLIENT_LEFT, Artifact, Job
 from foreman.ollama.exchange import Flow, Head
 from foreman.ollama.routes import Api
 from foreman.tick import Tick
+from foreman.web.body import Request
 from foreman.web.errors import error_body, message_of, respond_error, status_of
 from foreman.web.pace import CLIENT_STALL, unsent
 from foreman.work.switchboard import Errand
@@ -76,38 +76,45 @@ class Outflow:
             return
         self.begun = True
         self._flow = flow
+        flow.after_read = self.flush
         request = self._request
         request.setResponseCode(head.status, head.phrase)
         for name in {name for name, _ in head.headers}:
             request.responseHeaders.removeHeader(name)
         for name, value in head.headers:
             request.responseHeaders.addRawHeader(name, value)
-        request.registerProducer(self, streaming=True)
-        request.write(b"")  # the head goes out now
+        request.registerProducer(self, streaming=True)  # type: ignore[no-untyped-call]
+        request.write(b"")  # whatever comes or not, the head goes out now
 
     def write(self, data: bytes) -> None:
-        """Send the next bytes, or keep them until the client takes more."""
+        """Take the next bytes, which go out with `flush`."""
+        if not self.gone:
+            self._waiting.append(data)
+            self._waiting_bytes += len(data)
+
+    def flush(self) -> None:
+        """Send what waits, or keep it until the client takes more."""
         if self.gone:
             return
         if not self._paused:
-            self._request.write(data)
-            return
-        self._waiting.append(data)
-        self._waiting_bytes += len(data)
-        if self._waiting_bytes > BUFFER and not self._reading_paused and self._flow is not None:
+            pieces, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
+            self._request.push(pieces)
+        elif self._waiting_bytes + self._backlog() > BUFFER and not self._reading_paused and self._flow is not None:
             self._reading_paused = True
             self._flow.pause()
 
     def finish(self) -> None:
         """The answer is whole: end it as soon as the client has taken what waits."""
         self._finished = True
-        self._end_if_drained()
+        if not self._paused:
+            self._end()
 
     def fail(self, error: Exception) -> None:
         """There will be no answer but this error; if the head is out, the connection is cut."""
         if not self.gone and not self.over.called:
             if self.begun:
-                self._request.unregisterProducer()
+                self.flush()
+                self._request.unregisterProducer()  # type: ignore[no-untyped-call]
             respond_error(self._request, error)
         self._close()
 
@@ -126,14 +133,15 @@ class Outflow:
         while self._waiting and not self._paused:
             data = self._waiting.popleft()
             self._waiting_bytes -= len(data)
-            self._request.write(data)
+            self._request.push([data])
         if self._paused:
             return
         self._stop_watching()
         if self._reading_paused and self._flow is not None:
             self._reading_paused = False
             self._flow.resume()
-        self._end_if_drained()
+        if self._finished:
+            self._end()
 
     def stopProducing(self) -> None:
         """The connection is gone; `notifyFinish` tells the rest."""
@@ -158,10 +166,10 @@ class Outflow:
     def left(self) -> None:
         """The client has gone before the end."""
 
-    def _end_if_drained(self) -> None:
-        if self._finished and not self._waiting and not self.gone and not self.over.called:
-            self._request.unregisterProducer()
-            self._request.finish()
+    def _end(self) -> None:
+        if not self.closed:
+            self._request.unregisterProducer()  # type: ignore[no-untyped-call]
+            self._request.finish(self._waiting)
             self._close()
 
     def _stop_watching(self) -> None:
@@ -250,7 +258,7 @@ class WaitingCaller(Outflow):
             headers = self._request.responseHeaders
             headers.setRawHeaders(b"content-type", [self._line.content_type])
             headers.setRawHeaders(b"x-foreman-job", [self._job_id.encode()])
-            self._request.registerProducer(self, streaming=True)
+            self._request.registerProducer(self, streaming=True)  # type: ignore[no-untyped-call]
         elif now - self._filled_at < FILL_EVERY:
             return
         self._filled_at = now
