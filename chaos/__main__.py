@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -32,7 +33,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300.0, help="begin no round after so many, without --rounds")
     parser.add_argument("--length", type=float, default=20.0, help="seconds of load and faults in a round")
     parser.add_argument("--rate", type=float, default=15.0, help="calls a second")
-    parser.add_argument("--pause", type=float, default=1.5, help="seconds between two faults of one lane")
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds between two faults of one lane")
     parser.add_argument("--faults", type=_faults, default=None, help="only these, separated by commas; `none` for none")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the plan and the evidence of each round")
     parser.add_argument("--record", action="store_true", help=f"add the figures to {RESULTS.name}")
@@ -60,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
         for number in range(options.rounds or 1):
             _print_plan(_planned(seed + number, options))
         return 0
+    # An end by signal takes the children along.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     done: list[Summary] = []
     print(f"seed {seed}", flush=True)
     began = time.monotonic()
@@ -116,8 +119,7 @@ def _keep(folder: Path, planned: Plan, evidence: Mapping[str, Any], violations: 
 
 def _print_plan(planned: Plan) -> None:
     print(f"round {planned.seed}")
-    things = [asdict(call) for call in planned.calls] + [asdict(strike) for strike in planned.strikes]
-    for thing in sorted(things, key=lambda thing: float(thing["at"])):
+    for thing in (*map(asdict, planned.calls), *map(asdict, planned.strikes)):
         print(json.dumps(thing))
 
 

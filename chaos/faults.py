@@ -15,7 +15,7 @@ from typing import Any
 from attrs import define, field
 
 from chaos import clocked
-from chaos.plan import Plan, Strike
+from chaos.plan import Lanes, Plan, Span, Strike
 from chaos.processes import Foreman, Ollama
 from chaos.receivers import ANSWERS, Receiver
 
@@ -37,16 +37,14 @@ class Faults:
     log: list[dict[str, Any]] = field(factory=list)
 
     async def run(self, plan: Plan) -> None:
-        """Strike at the planned times; those of one lane wait for each other."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        """Strike as planned; those of one lane wait for each other."""
         lanes: dict[str, list[Strike]] = {lane: [] for lane in LANES}
         for strike in plan.strikes:
             lanes[lane_of(strike.fault)].append(strike)
 
         async def lane(strikes: list[Strike]) -> None:
             for strike in strikes:
-                await asyncio.sleep(began + strike.at - loop.time())
+                await asyncio.sleep(strike.peace)
                 entry: dict[str, Any] = {"fault": strike.fault, "at": time.time(), "until": None}
                 self.log.append(entry)
                 entry["note"] = await ACTS[strike.fault](self, strike)
@@ -185,42 +183,42 @@ class Faults:
 JUMPS = (-86_400, -3600, -60, -3, 3, 60, 3600, 86_400)
 """Seconds by which a clock jumps."""
 
-Lane = Mapping[str, tuple[float, float]]
+Lane = Mapping[str, Span]
 
 FOREMAN: Lane = {
-    "kill -9": (0.0, 1.0),
-    "SIGTERM": (0.0, 0.5),
-    "foreman sleeps": (0.5, 8.0),
-    "disk full": (0.5, 3.0),
-    "database read-only": (0.5, 3.0),
-    "database locked": (0.5, 3.0),
-    "no descriptors": (0.5, 3.0),
-    "clock jumps": (0.5, 4.0),
+    "kill -9": Span(0.0, 1.0, 6.0),
+    "SIGTERM": Span(0.0, 0.5),
+    "foreman sleeps": Span(0.5, 8.0, 0.5),
+    "disk full": Span(0.5, 3.0),
+    "database read-only": Span(0.5, 3.0),
+    "database locked": Span(0.5, 3.0),
+    "no descriptors": Span(0.5, 3.0),
+    "clock jumps": Span(0.5, 4.0),
 }
 TARGET: Lane = {
-    "target sleeps": (0.5, 9.0),
-    "target refuses": (0.5, 6.0),
-    "target's connections cut": (0.0, 0.0),
-    "503 storm": (0.5, 3.0),
-    "hangs before headers": (1.0, 4.0),
-    "hangs mid-stream": (1.0, 4.0),
-    "drops before headers": (1.0, 4.0),
-    "cuts mid-line": (1.0, 4.0),
-    "truncates a stream": (1.0, 4.0),
-    "error mid-stream": (1.0, 4.0),
-    "ends without done": (1.0, 4.0),
-    "500": (1.0, 4.0),
-    "load fails": (1.0, 4.0),
-    "load hangs": (1.0, 4.0),
-    "load dropped": (1.0, 4.0),
+    "target sleeps": Span(0.5, 9.0),
+    "target refuses": Span(0.5, 6.0),
+    "target's connections cut": Span(0.0, 0.0),
+    "503 storm": Span(0.5, 3.0),
+    "hangs before headers": Span(1.0, 4.0),
+    "hangs mid-stream": Span(1.0, 4.0),
+    "drops before headers": Span(1.0, 4.0),
+    "cuts mid-line": Span(1.0, 4.0),
+    "truncates a stream": Span(1.0, 4.0),
+    "error mid-stream": Span(1.0, 4.0),
+    "ends without done": Span(1.0, 4.0),
+    "500": Span(1.0, 4.0),
+    "load fails": Span(1.0, 4.0),
+    "load hangs": Span(1.0, 4.0),
+    "load dropped": Span(1.0, 4.0),
 }
 HOOKS: Lane = {
-    **{f"receiver {mood}": (1.0, 5.0) for mood in ANSWERS if mood != "well"},
-    "receiver hangs": (1.0, 5.0),
-    "receiver dies": (1.0, 5.0),
+    **{f"receiver {mood}": Span(1.0, 5.0) for mood in ANSWERS if mood != "well"},
+    "receiver hangs": Span(1.0, 5.0),
+    "receiver dies": Span(1.0, 5.0),
 }
-LANES: Mapping[str, Lane] = {"foreman": FOREMAN, "target": TARGET, "receivers": HOOKS}
-"""By lane every fault there is, and for how long it lasts: (least, most) seconds."""
+LANES: Lanes = {"foreman": FOREMAN, "target": TARGET, "receivers": HOOKS}
+"""Every fault there is, by lane."""
 
 
 def lane_of(fault: str) -> str:

@@ -16,9 +16,9 @@ ECHO = 12
 """Tokens of a short answer; it says the words of its prompt, so that everybody sees whose it is."""
 
 MODELS = {
-    "quick-a": f"load=0.1,prompt=0.01,rate=500,echo={ECHO}",
-    "quick-b": f"load=0.1,prompt=0.01,rate=500,echo={ECHO}",
-    "quick-c": f"load=0.3,prompt=0.02,rate=300,echo={ECHO}",
+    "quick-a": f"load=0.1,prompt=0.005,rate=150,echo={ECHO}",
+    "quick-b": f"load=0.1,prompt=0.005,rate=150,echo={ECHO}",
+    "quick-c": f"load=0.3,prompt=0.02,rate=100,echo={ECHO}",
     "slow": f"load=0.5,prompt=0.1,rate=12,echo={ECHO}",
     "long": "load=0.1,tokens=2000,token_bytes=400",
 }
@@ -104,14 +104,26 @@ class Call:
 class Strike:
     """One fault.
 
-    :ivar at: seconds after the round's start; `seconds`: how long it lasts.
+    :ivar peace: seconds before it, after the one before it in its lane; `seconds`: how long it lasts.
     :ivar chance: a number from 0 to 1 for whatever else is to be decided.
     """
 
-    at: float
+    peace: float
     fault: str
     seconds: float
     chance: float
+
+
+@frozen
+class Span:
+    """For how long a fault lasts, in seconds, and how often it is chosen among the others of its lane."""
+
+    least: float
+    most: float
+    weight: float = 1.0
+
+
+Lanes = Mapping[str, Mapping[str, Span]]
 
 
 @frozen
@@ -124,14 +136,11 @@ class Plan:
     strikes: Sequence[Strike]
 
 
-def plan(
-    seed: int, *, seconds: float, calls_per_second: float, pause: float, lanes: Mapping[str, Mapping[str, Any]]
-) -> Plan:
+def plan(seed: int, *, seconds: float, calls_per_second: float, pause: float, lanes: Lanes) -> Plan:
     """The round of a seed.
 
     :param pause: seconds between two faults of one lane, on average.
-    :param lanes: by lane the faults that may strike there, each with the seconds it lasts: (least, most).  Faults of
-        one lane never overlap, those of different lanes do.
+    :param lanes: the faults that may strike; those of one lane never overlap, those of different lanes do.
     """
     random = Random(f"calls {seed}")
     count = round(seconds * calls_per_second)
@@ -139,18 +148,14 @@ def plan(
     strikes = []
     for lane, faults in lanes.items():
         random = Random(f"{lane} {seed}")
-        at = random.uniform(0.5, 1.0 + pause)
-        while faults and at < seconds:
-            fault = random.choice(sorted(faults))
-            lasts = random.uniform(*faults[fault])
-            strikes.append(Strike(at=at, fault=fault, seconds=lasts, chance=random.random()))
-            at += lasts + random.uniform(0.5, 1.5) * pause
-    return Plan(
-        seed,
-        seconds,
-        sorted(calls, key=lambda call: call.at),
-        sorted(strikes, key=lambda strike: strike.at),
-    )
+        over = 0.0
+        while faults and over < seconds:
+            peace = random.uniform(0.5, 1.5) * pause
+            [fault] = random.choices(list(faults), [span.weight for span in faults.values()])
+            lasts = random.uniform(faults[fault].least, faults[fault].most)
+            strikes.append(Strike(peace=peace, fault=fault, seconds=lasts, chance=random.random()))
+            over += peace + lasts
+    return Plan(seed, seconds, sorted(calls, key=lambda call: call.at), strikes)
 
 
 def _call(random: Random, number: int, at: float) -> Call:

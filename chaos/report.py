@@ -69,7 +69,11 @@ def page(rounds: Sequence[Summary], drain: float) -> str:
         rules="|".join("---:" for _ in COLUMNS),
         faults=_table(faults_table(rounds)),
         checks="\n".join(f"- {_first_line(rule.__doc__ or '')}" for rule in RULES),
-        found="\n".join(f"- {line.partition(' ')[2]}" for line in SEEDS.read_text().splitlines()),
+        found="\n".join(
+            "- Seed " + line.replace(" ", ": ", 1)
+            for line in SEEDS.read_text().splitlines()
+            if not line.startswith("#")
+        ),
     )
 
 

@@ -15,6 +15,9 @@ RESULTS = Path(__file__).with_name("results.json")
 AFTERWARDS = 3.0
 """Seconds after a fault in which what ends may have to do with it."""
 
+AT_ONCE = 0.3
+"""Seconds after foreman's end within which its target has seen that."""
+
 Summary = dict[str, Any]
 
 
@@ -34,6 +37,7 @@ def summary(planned: Plan, evidence: Mapping[str, Any], violations: Sequence[str
             "done": sum(row["state"] == "done" for row in jobs),
             "requests at the target": len(requests),
             "of them struck by a fault": sum(request["fault"] is not None for request in requests),
+            "of them cut off by a kill": len(_cut_off(requests, lives)),
             "loads": evidence["target"].get("counts", {}).get("loads", 0),
             "webhook deliveries": len(deliveries),
             "of them taken": sum(delivery["taken"] for delivery in deliveries),
@@ -43,6 +47,13 @@ def summary(planned: Plan, evidence: Mapping[str, Any], violations: Sequence[str
         "failed": Counter(row["error_code"] for row in jobs if row["state"] == "failed"),
         "faults": _faults(evidence),
     }
+
+
+def _cut_off(requests: Sequence[Mapping[str, Any]], lives: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The requests that ended because foreman was killed."""
+    kills = [life["ended_at"] for life in lives if life["status"] == -9]
+    left = [request for request in requests if request["outcome"] == "left" and "chaos" in request["body"]]
+    return [request for request in left if any(abs(request["ended_at"] - at) < AT_ONCE for at in kills)]
 
 
 def _faults(evidence: Mapping[str, Any]) -> dict[str, Counter[str]]:

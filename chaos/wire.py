@@ -21,11 +21,11 @@ Entry = dict[str, Any]
 GONE = (ConnectionError, asyncio.IncompleteReadError, OSError)
 """What a connection that ends raises."""
 
-DAWDLE = 0.02
-"""Seconds a slow reader rests after each piece."""
+DAWDLE = 0.1
+"""Seconds a slow reader rests after every piece."""
 
 PIECE = 16 * 1024
-"""Bytes a slow reader reads at a time, and keeps unread at most."""
+"""Bytes after which a slow reader rests, and which it keeps unread at most."""
 
 
 class Leaves(Exception):
@@ -121,13 +121,14 @@ async def _receive(reader: asyncio.StreamReader, entry: Entry, manner: Manner) -
         raise Leaves
     if entry["status"] in (204, 304):
         return
-    body = bytearray()
+    body, rests = bytearray(), 0
     try:
         async for piece in _pieces(reader, headers):
             body += piece
             if manner is Manner.LEAVES_MID_STREAM:
                 raise Leaves
-            if manner is Manner.SLOW:
+            if manner is Manner.SLOW and len(body) // PIECE > rests:
+                rests += 1
                 await asyncio.sleep(DAWDLE)
     finally:
         note_body(entry, bytes(body))

@@ -37,7 +37,7 @@ def read(kind: type[V], document: object, **more: Any) -> V:
             elif stem != name and (value := document.get(f"{stem}_ms")) is not None:
                 found[name] = value / 1000
         return kind(**found, **more)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
         raise NotForeman(f"an answer is not what foreman says: {error}") from error
 
 

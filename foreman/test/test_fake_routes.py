@@ -8,9 +8,11 @@ import hashlib
 import json
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -185,3 +187,20 @@ def test_default_models_are_those_recorded() -> None:
     models = {model.name: model for model in default_models(load_time=2.0)}
     assert {model.load_time for model in models.values()} == {2.0}
     assert [name for name, model in models.items() if not model.is_worker] == ["tiny-embed:latest"]
+
+
+def test_a_process_tells_what_it_was_asked_and_what_it_said() -> None:
+    """Whoever checks a proxy learns each request's body, the fault it met, and length and checksum of the answer."""
+    with process("--models", "parrot,echo=4") as (url, control):
+        call(f"{control}/_fake/faults", {"path": "/api/generate", "fault": "error-500"})
+        with pytest.raises(HTTPError):
+            call(f"{url}/api/generate", {"model": "parrot", "prompt": "who is there"})
+        with urlopen(f"{url}/api/generate", b'{"model": "parrot", "prompt": "who is there"}', timeout=10) as answer:  # noqa: S310
+            said: bytes = answer.read()
+        words = [json.loads(line)["response"] for line in said.splitlines()]
+        assert "".join(words) == " who is there who"
+        struck, spared = call(f"{control}/_fake/state?bodies=1")["requests"]
+        assert (struck["fault"], struck["status"], spared["fault"], spared["status"]) == ("error-500", 500, None, 200)
+        assert json.loads(spared["body"])["prompt"] == "who is there"
+        assert (spared["sent"], spared["crc"]) == (len(said), zlib.crc32(said))
+        assert "body" not in call(f"{control}/_fake/state")["requests"][0]
