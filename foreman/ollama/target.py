@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from json import dumps
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-import orjson
 from attrs import field, frozen
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
@@ -154,7 +154,7 @@ class Target:
         headers.append((b"accept-encoding", b"identity"))
         if json is not None:
             headers.append((b"content-type", b"application/json"))
-            body = orjson.dumps(json)
+            body = dumps(json, separators=(",", ":")).encode()  # orjson has no numbers beyond 64 bits
         collected = _Collected(limit)
         request = self._head(method, path, headers, body, fresh=fresh), body
         exchange = Exchange(self, request, collected, timeout, timeout, watched=probing)

@@ -180,14 +180,14 @@ async def test_submit_a_file_a_batch_and_a_key(tmp_path: Path) -> None:
 async def test_submit_and_wait() -> None:
     """With --wait the answer is printed; with a batch, what became of each; a failed job ends it with 1."""
     async with house(**models()) as there:
-        assert (await run(there, "submit", "quick", "hello", "--wait")).shown.strip() == WORDS
         typed = type_in(there.folder, there.url, "submit", "--wait", "--batch", "-", given=BATCH)
-        await eventually(lambda: there.fake.scheduler.generating, within=30)
+        await eventually(lambda: "slow:latest" in there.fake.scheduler.generating, within=30)
         slow = (await ask(there.url, "GET", "/queue")).document["running"]["job_id"]
         await ask(there.url, "POST", f"/jobs/{slow}/cancel")
         await typed.over()
         states = dict(line.split("\t") for line in typed.shown.splitlines())
         assert (typed.code, states[slow], len(states)) == (1, "failed cancelled", 2)
+        assert (await run(there, "submit", "quick", "hello", "--wait")).shown.strip() == WORDS
 
 
 @pytest_twisted.ensureDeferred
