@@ -9,14 +9,15 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from attrs import asdict
 
 from chaos import rounds
 from chaos.checker import check
+from chaos.evidence import keep_evidence
 from chaos.faults import LANES
 from chaos.plan import Plan, plan
 from chaos.report import PAGE, page
@@ -100,7 +101,7 @@ def _round(planned: Plan, keep_in: Path | None) -> Summary:
         flush=True,
     )
     if keep_in is not None:
-        _keep(keep_in / str(planned.seed), planned, evidence, violations)
+        keep_evidence(keep_in / str(planned.seed), planned, evidence, violations)
     if violations:
         for strike in evidence["strikes"]:
             print(f"  {strike['at'] - evidence['began_at']:6.2f} s {strike['fault']} {strike.get('note') or ''}")
@@ -109,17 +110,9 @@ def _round(planned: Plan, keep_in: Path | None) -> Summary:
     return one
 
 
-def _keep(folder: Path, planned: Plan, evidence: Mapping[str, Any], violations: Sequence[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, value in {**evidence, "plan": asdict(planned), "violations": violations}.items():
-        lines = value if isinstance(value, list) else [value]
-        text = "\n".join(json.dumps(line, default=repr) for line in lines)
-        (folder / f"{name}.jsonl").write_text(text + "\n")
-
-
 def _print_plan(planned: Plan) -> None:
     print(f"round {planned.seed}")
-    for thing in (*map(asdict, planned.calls), *map(asdict, planned.strikes)):
+    for thing in (*map(asdict, planned.calls), *map(asdict, chain(*planned.stretches))):
         print(json.dumps(thing))
 
 

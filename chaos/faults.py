@@ -7,7 +7,7 @@ import resource
 import signal
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from attrs import define, field
 
 from chaos import clocked
-from chaos.plan import Lanes, Plan, Span, Strike
+from chaos.plan import Lanes, Span, Strike
 from chaos.processes import Foreman, Ollama
 from chaos.receivers import ANSWERS, Receiver
 
@@ -36,10 +36,10 @@ class Faults:
     receivers: list[Receiver]
     log: list[dict[str, Any]] = field(factory=list)
 
-    async def run(self, plan: Plan) -> None:
+    async def run(self, strikes: Sequence[Strike]) -> None:
         """Strike as planned; those of one lane wait for each other."""
         lanes: dict[str, list[Strike]] = {lane: [] for lane in LANES}
-        for strike in plan.strikes:
+        for strike in strikes:
             lanes[lane_of(strike.fault)].append(strike)
 
         async def lane(strikes: list[Strike]) -> None:
@@ -116,9 +116,10 @@ class Faults:
         seconds = JUMPS[int(strike.chance * len(JUMPS))]
         clocked.write(self.foreman.clock, seconds)
         await asyncio.sleep(strike.seconds)
-        if seconds > 0 or strike.chance % 0.1 < 0.05:
+        back = seconds > 0 or strike.chance % 0.1 < 0.05
+        if back:
             clocked.write(self.foreman.clock, 0)
-        return f"{seconds} s"
+        return f"{seconds} s" if back else f"{seconds} s for good"
 
     # -- the target --------------------------------------------------------------------------------------------------
 

@@ -128,12 +128,15 @@ Lanes = Mapping[str, Mapping[str, Span]]
 
 @frozen
 class Plan:
-    """A round."""
+    """A round.
+
+    :ivar stretches: the faults; those of one stretch begin when those of the one before are over.
+    """
 
     seed: int
     seconds: float
     calls: Sequence[Call]
-    strikes: Sequence[Strike]
+    stretches: Sequence[Sequence[Strike]]
 
 
 def plan(seed: int, *, seconds: float, calls_per_second: float, pause: float, lanes: Lanes) -> Plan:
@@ -145,6 +148,12 @@ def plan(seed: int, *, seconds: float, calls_per_second: float, pause: float, la
     random = Random(f"calls {seed}")
     count = round(seconds * calls_per_second)
     calls = [_call(random, number, random.uniform(0.0, seconds)) for number in range(count)]
+    strikes = strikes_of(seed, seconds=seconds, pause=pause, lanes=lanes)
+    return Plan(seed, seconds, sorted(calls, key=lambda call: call.at), [strikes])
+
+
+def strikes_of(seed: int, *, seconds: float, pause: float, lanes: Lanes) -> list[Strike]:
+    """The faults of a seed."""
     strikes = []
     for lane, faults in lanes.items():
         random = Random(f"{lane} {seed}")
@@ -155,7 +164,7 @@ def plan(seed: int, *, seconds: float, calls_per_second: float, pause: float, la
             lasts = random.uniform(faults[fault].least, faults[fault].most)
             strikes.append(Strike(peace=peace, fault=fault, seconds=lasts, chance=random.random()))
             over += peace + lasts
-    return Plan(seed, seconds, sorted(calls, key=lambda call: call.at), strikes)
+    return strikes
 
 
 def _call(random: Random, number: int, at: float) -> Call:

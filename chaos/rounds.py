@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sqlite3
 import time
-from contextlib import closing, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from chaos.archive import Archive, opened
 from chaos.faults import Faults
 from chaos.load import Load
 from chaos.plan import RECEIVERS, Plan
@@ -27,7 +28,6 @@ SETTINGS = {
     "SYNC_WAIT": "6s",
     "MAX_RUN": "30s",
     "SHUTDOWN_GRACE": "3s",
-    "JOB_TTL": "300d",
     "WEBHOOK_SECRET": SECRET,
 }
 """foreman's, so that what takes minutes in life takes seconds here."""
@@ -39,18 +39,30 @@ SOON = 3_000
 """Milliseconds: deliveries due within them are waited for."""
 
 
-async def run(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Run a round in an empty folder; gives the evidence."""
+Beside = Callable[[Foreman, Archive], Awaitable[None]]
+
+
+async def run(
+    plan: Plan, folder: Path, *, ttl: float = 300 * 86_400, quiet: float = 0.0, beside: Beside | None = None
+) -> dict[str, Any]:
+    """Run a round in an empty folder; gives the evidence.
+
+    :param ttl: seconds for which foreman keeps jobs.
+    :param quiet: seconds of peace after each stretch of faults.
+    :param beside: done all the while, cancelled at the end.
+    """
     receivers = [Receiver(number) for number in range(RECEIVERS)]
     ollama = Ollama()
     await ollama.start()
     await ollama.ready()
-    settings = SETTINGS | {"HOLD_LINE": "0" if plan.seed % 2 else "7s"}
+    settings = SETTINGS | {"HOLD_LINE": "0" if plan.seed % 2 else "7s", "JOB_TTL": f"{ttl:g}s"}
     foreman = Foreman(folder, ollama.url, settings)
     trouble: list[str] = []
     began = time.time()
     load = Load(plan, foreman.port, lambda number: receivers[number].url)
     faults = Faults(foreman=foreman, ollama=ollama, receivers=receivers)
+    archive = Archive(foreman.database)
+    aside: list[asyncio.Future[None]] = []
     state: dict[str, Any] = {}
     healed_at = began
     try:
@@ -58,7 +70,9 @@ async def run(plan: Plan, folder: Path) -> dict[str, Any]:
             await receiver.start()
         await foreman.start()
         await foreman.ready()
-        await asyncio.gather(load.run(), faults.run(plan))
+        if beside is not None:
+            aside.append(asyncio.ensure_future(beside(foreman, archive)))
+        await asyncio.gather(load.run(), _stretches(faults, plan, quiet))
         healed_at = time.time()
         drained = await _drained(foreman, load)
         if not drained:
@@ -66,9 +80,9 @@ async def run(plan: Plan, folder: Path) -> dict[str, Any]:
     except Silent as silent:
         trouble.append(str(silent))
     finally:
-        for task in load.tasks:
+        for task in (*aside, *load.tasks):
             task.cancel()
-        await asyncio.gather(*load.tasks, return_exceptions=True)
+        await asyncio.gather(*aside, *load.tasks, return_exceptions=True)
         ollama.send(signal.SIGCONT)
         foreman.send(signal.SIGCONT)
         with suppress(Silent):
@@ -90,8 +104,16 @@ async def run(plan: Plan, folder: Path) -> dict[str, Any]:
         "target": state,
         "target_log": ollama.log[2:],
         "deliveries": [entry for receiver in receivers for entry in receiver.log],
-        "database": read_database(foreman.database),
+        "ttl": ttl,
+        "database": archive.evidence(entry["job"] for entry in load.log if entry["does"] == "delete"),
     }
+
+
+async def _stretches(faults: Faults, plan: Plan, quiet: float) -> None:
+    """Strike as planned, with peace after each stretch."""
+    for strikes in plan.stretches:
+        await faults.run(strikes)
+        await asyncio.sleep(quiet)
 
 
 async def _drained(foreman: Foreman, load: Load) -> bool:
@@ -114,27 +136,10 @@ def _clock(foreman: Foreman) -> float:
 
 def _waiting(database: Path, until: int) -> bool:
     """Whether a job is not over, or a delivery due until then."""
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+    with opened(database) as connection:
         [[jobs, deliveries]] = connection.execute(
             "SELECT (SELECT count(*) FROM jobs WHERE state NOT IN ('done', 'failed')),"
             " (SELECT count(*) FROM events WHERE next_at < ?)",
             (until,),
         )
     return bool(jobs or deliveries)
-
-
-def read_database(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every table that tells of jobs, bodies of artifacts by their size and hash, and what SQLite finds wrong."""
-    tables = {
-        "jobs": "SELECT * FROM jobs ORDER BY seq",
-        "bodies": "SELECT seq FROM bodies",
-        "events": "SELECT * FROM events ORDER BY seq, sequence",
-        "tries": "SELECT * FROM delivery_tries ORDER BY seq, place",
-        "artifacts": "SELECT * FROM artifacts ORDER BY seq, name",
-        "keys": "SELECT key, ids, kept, gone_at FROM idempotency",
-        "faults": "PRAGMA integrity_check",
-        "orphans": "PRAGMA foreign_key_check",
-    }
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-        connection.row_factory = sqlite3.Row
-        return {name: [dict(row) for row in connection.execute(query)] for name, query in tables.items()}

@@ -16,7 +16,7 @@ from foreman.client.documents import read
 from foreman.client.overview import Health, Pause, Queue
 from foreman.client.submission import submission
 from foreman.client.values import Chunk, History, JobInfo
-from foreman.client.wire import LIMITS, Address, AsyncWire
+from foreman.client.wire import Address, AsyncWire
 
 
 @frozen(kw_only=True)
@@ -103,7 +103,10 @@ class AsyncForeman:
     :param base_url: where it is.
     :param token: its FOREMAN_TOKEN, None if it has none.
     :param patience: seconds; 0 to try once.  Waiting for a job that was accepted has no such end.
-    :param http: an `httpx.AsyncClient` to be used, for a proxy or a certificate; whoever made it closes it.
+    :param http: an `httpx.AsyncClient` to be used, for a proxy or a certificate; whoever made it closes it.  Unless
+        said, a proxy of the environment (HTTP_PROXY, NO_PROXY, …) is used, but for this very machine.
+    :raise ValueError: the address or the token cannot be right.
+    :raise ImportError: the environment names a SOCKS proxy, and `httpx[socks]` is not installed.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class AsyncForeman:
     ) -> None:
         address = Address(base_url, token)
         self._closes = http is None
-        self._wire = AsyncWire(address, httpx.AsyncClient(limits=LIMITS) if http is None else http)
+        self._wire = AsyncWire(address, httpx.AsyncClient(**address.settings()) if http is None else http)
         self._calls: Calls[AsyncJob] = Calls(self._job, Asking(patience=patience))
 
     def _job(self, document: Mapping[str, Any]) -> AsyncJob:
@@ -273,6 +276,10 @@ class AsyncForeman:
     async def resume(self) -> Pause:
         """Have the queue go on."""
         return await self._wire.call(self._calls.resume())
+
+    async def models(self) -> tuple[str, ...]:
+        """List the names of the target's models, as it was last seen while it is away."""
+        return await self._wire.call(self._calls.models())
 
     async def health(self) -> Health:
         """Ask how foreman is."""

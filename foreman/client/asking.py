@@ -64,16 +64,16 @@ class Asking:
         :raise Rejected: foreman would not.
         """
         try:
-            return (yield from self.until(deadline, request))
+            return (yield from self.until(deadline, request, deadline))
         except (NotReachable, Unavailable) as error:
             raise too_late(job) from error
 
-    def until(self, end: float, request: Send) -> Call[Reply]:
-        """A good answer, with a last try at that time."""
+    def until(self, end: float, request: Send, deadline: float = math.inf) -> Call[Reply]:
+        """A good answer, with a last try at the end.  A try that was heard is waited for, unless the deadline comes."""
         tries = 0
         while True:
             try:
-                return (yield from self.once(request, end))
+                return (yield from self.once(request, deadline))
             except (NotReachable, Unavailable) as error:
                 if self.clock() >= end:
                     raise

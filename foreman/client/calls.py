@@ -41,6 +41,9 @@ POLL = 30.0
 LOOK = (1.0, 15.0)
 """Seconds after which a look is taken at all of many jobs: no sooner than, and at the latest."""
 
+LOOKING = 10
+"""How many times longer than a look took there is none: the list of many jobs is long, and foreman has other work."""
+
 FILLED = 65.0
 """Seconds of silence on a stream, where a waiting one gets a blank every 30 s."""
 
@@ -73,7 +76,7 @@ class Calls(Generic[J]):
         job: J | None = None
         try:
             end = min(self._ask.deadline(self._ask.patience), deadline)
-            job = self._taken((yield from self._ask.until(end, request)).document, document)
+            job = self._taken((yield from self._ask.until(end, request, deadline)).document, document)
             return (yield from self._finish(job, deadline))
         except (NotReachable, Unavailable) as error:
             if self._ask.clock() < deadline:
@@ -137,19 +140,25 @@ class Calls(Generic[J]):
         tries = 0
         while True:
             cause: Exception | None = None
+            begun = self._ask.clock()
+            silence = _silence(deadline - begun)
             try:
-                yield from self._ask.once(evolve(_get(job.job_id, "stream"), silence=FILLED, follow=True), deadline)
+                yield from self._ask.once(evolve(_get(job.job_id, "stream"), silence=silence, follow=True), deadline)
                 told.begin()
                 while (line := (yield from self._ask.next_line())) is not None:
                     if (chunk := told.line(line)) is not None:
                         tries = 0
                         yield Give(chunk)
+                    if self._ask.clock() > deadline - (silence - PARTING):
+                        break
             except (NotReachable, Unavailable) as error:
                 cause = error
-            else:
+                if self._ask.clock() - begun >= PARTING:
+                    tries = 0  # it has been there
+            if cause is None and line is None:
                 # It has ended by itself: the job is over, or its attempt, and it waits again.
-                job = yield from self._look(job, deadline)
-                if _verdict(job).state is JobState.DONE and told.last is not None:
+                job = yield from self._unfailed(job, deadline)
+                if job.state is JobState.DONE and told.last is not None:
                     yield Give(Chunk(is_last=True, document=told.last))
                     return
             self._ask.check(deadline, job)
@@ -189,13 +198,14 @@ class Calls(Generic[J]):
         """Give each job when it is over, done or failed."""
         deadline = self._ask.deadline(timeout)
         pending = {job.job_id: job for job in jobs}
-        looked = -math.inf
+        look = -math.inf
         while pending:
-            if self._ask.clock() - looked >= LOOK[0]:
-                for job_id in (yield from self._over(pending, deadline)):
+            if (begun := self._ask.clock()) >= look:
+                over = yield from self._over(pending, deadline)
+                look = self._ask.clock() + max(LOOK[0], LOOKING * (self._ask.clock() - begun))
+                for job_id in over:
                     job = yield from self._look(pending.pop(job_id), deadline)
                     yield Give((yield from self._fill(job, deadline)))
-                looked = self._ask.clock()
             if pending:
                 # foreman runs one at a time: whoever is first will most likely end first.
                 first = yield from self._first(pending, deadline)
@@ -244,6 +254,14 @@ class Calls(Generic[J]):
     def resume(self) -> Call[Pause]:
         """Have the queue go on."""
         return read(Pause, (yield from self._ask.answer(Send(method="POST", path="/queue/resume"))).document)
+
+    def models(self) -> Call[tuple[str, ...]]:
+        """List the models of foreman's target."""
+        answer = (yield from self._ask.answer(Send(method="GET", path="/api/tags"))).document
+        try:
+            return tuple(str(model["name"]) for model in answer["models"])
+        except (KeyError, TypeError) as error:
+            raise NotForeman(f"an answer is no list of models: {error!r}") from error
 
     def health(self) -> Call[Health]:
         """Ask how foreman is."""
@@ -295,6 +313,14 @@ class Calls(Generic[J]):
         """The job as it is now, however long it takes to ask."""
         return self._make((yield from self._ask.insist(_get(job.job_id), deadline, job)).document)
 
+    def _unfailed(self, job: J, deadline: float) -> Call[J]:
+        """The job as it is now.
+
+        :raise JobFailed: it has; the error's job is whole.
+        """
+        job = yield from self._look(job, deadline)
+        return job if job.state is not JobState.FAILED else _verdict((yield from self._fill(job, deadline)))
+
     def _fill(self, job: J, deadline: float) -> Call[J]:
         """The job with what was too long to be told with it."""
         result, artifacts = job.result, []
@@ -325,6 +351,8 @@ class Calls(Generic[J]):
 
 
 def _path(job_id: str, *more: str) -> str:
+    if not {".", ".."}.isdisjoint((job_id, *more)):  # they mean another place in any URL
+        raise NoSuchJob(404, "there is no such job")
     return "/".join(["/jobs", *(quote(part, safe="") for part in (job_id, *more))])
 
 
@@ -342,6 +370,11 @@ def _headers(content_type: str, key: str | None = None) -> dict[str, str]:
     if not re.fullmatch("[!-~](?:[ -~]{0,253}[!-~])?", key):
         raise ValueError(f"an idempotency key is 1 to 255 printable ASCII characters, not {key!r}")
     return {"Content-Type": content_type, "Idempotency-Key": key}
+
+
+def _silence(left: float) -> float:
+    """For how long a stream may be silent; all reads of a connection have the same bound, so the last are short."""
+    return FILLED if left > FILLED else PARTING
 
 
 def _submitting(document: Mapping[str, Any], key: str) -> Send:

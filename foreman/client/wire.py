@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing, closing
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import httpx
@@ -30,17 +31,29 @@ class Address:
     :param base_url: such as `http://127.0.0.1:8080`.
     :param token: None if foreman has none.
     :raise ValueError: one of them cannot be right.
+    :ivar is_here: it is this very machine.
     """
 
     def __init__(self, base_url: str, token: str | None) -> None:
         self.base_url = base_url.rstrip("/")
-        if httpx.URL(self.base_url).scheme not in ("http", "https") or not httpx.URL(self.base_url).host:
+        try:
+            url = httpx.URL(self.base_url)
+        except httpx.InvalidURL:
+            url = httpx.URL()
+        if url.userinfo or url.query or url.fragment:  # not shown: it may be a password
+            raise ValueError("foreman's URL has a scheme, a host and a path, and neither user nor query")
+        if url.scheme not in ("http", "https") or not url.host:
             raise ValueError(f"not a URL such as http://127.0.0.1:8080: {base_url!r}")
+        self.is_here = _is_loopback(url.host)
         self._headers = {"User-Agent": f"foreman/{__version__}"}
         if token is not None:
             if not re.fullmatch("[!-~]+", token):
                 raise ValueError("a token is printable ASCII without blanks")
             self._headers["Authorization"] = f"Bearer {token}"
+
+    def settings(self) -> dict[str, Any]:
+        """What an httpx client for this address is made with.  A proxy of the environment is not for this machine."""
+        return {"limits": LIMITS, "trust_env": not self.is_here, "verify": httpx.create_ssl_context()}
 
     def request(self, http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
         """The request of a step, with what the caller's own client adds to each."""
@@ -56,6 +69,13 @@ class Address:
     def lost(self, error: httpx.RequestError) -> Lost:
         """What a failure of the network is to an operation."""
         return Lost(f"{self.base_url}: {error or type(error).__name__}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class _Lines:

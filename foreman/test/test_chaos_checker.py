@@ -66,7 +66,9 @@ def path(seq: int, *states: str, **more: Any) -> list[dict[str, Any]]:
 def artifact(seq: int, name: str, body: bytes) -> dict[str, Any]:
     """A blob as it should be."""
     digest = hashlib.sha256(body).hexdigest()
-    return {"seq": seq, "name": name, "size": len(body), "sha256": digest, "body": body}
+    said = checker.TAG.search(body.decode())
+    seen = {"length": len(body), "hash": digest, "says": said and said[1]}
+    return {"seq": seq, "name": name, "size": len(body), "sha256": digest, **seen}
 
 
 def delivery(job: str, sequence: int, state: str, **more: Any) -> dict[str, Any]:
@@ -109,6 +111,7 @@ def evidence() -> Evidence:
             "requests": [run("c1", 100.6), run("c2.1", 101), run("c2.2", 102)],
             "counts": {"loads": 1},
         },
+        "ttl": 3600,
         "deliveries": [
             delivery("job-2", sequence, state)
             for sequence, state in enumerate(("queued", "loading", "working", "done"), start=1)
@@ -296,6 +299,18 @@ def _(evidence: Evidence) -> None:
     job(evidence, 4)["state"] = "queued"
 
 
+@spoils("nothing_is_forgotten_early")
+def _(evidence: Evidence) -> None:
+    """A job is pruned half an hour after its end, though an hour was asked for."""
+    job(evidence, 2)["gone_at"] = 1900.0
+
+
+@spoils("nothing_is_forgotten_early")
+def _(evidence: Evidence) -> None:
+    """A job that was never over is gone."""
+    job(evidence, 2).update(state="queued", completed_at=None, gone_at=9000.0)
+
+
 @spoils("deleted_jobs_are_gone")
 def _(evidence: Evidence) -> None:
     """A deleted job is still there."""
@@ -436,7 +451,7 @@ def _(evidence: Evidence) -> None:
 @spoils("answers_are_kept")
 def _(evidence: Evidence) -> None:
     """A blob is not what its hash says."""
-    evidence["database"]["artifacts"][0]["body"] = b"[]"
+    evidence["database"]["artifacts"][0]["hash"] = "another"
 
 
 @spoils("deliveries_are_true")
@@ -513,6 +528,15 @@ def test_what_the_contract_allows_is_passed(evidence: Evidence) -> None:
     evidence["exchanges"].append(exchange("c9", "stream", 150, size=9, unique=True, job="job-9", end="cut"))
     database["jobs"].append(row(9, None, "failed", error_code="target_error"))
     requests(evidence).append(run("c9", 150, outcome="cut", fault="cut-mid-line"))
+    assert check(evidence) == []
+
+
+def test_pruned_jobs_are_judged_like_those_that_are_there(evidence: Evidence) -> None:
+    """A job may go once it has been over for as long as it is to be kept, or when the clock has jumped."""
+    job(evidence, 2)["gone_at"] = 101.0 + 3600
+    assert check(evidence) == []
+    job(evidence, 2)["gone_at"] = 110.0
+    evidence["strikes"].append({"fault": "clock jumps", "at": 105.0, "until": 106.0, "note": "3600 s"})
     assert check(evidence) == []
 
 

@@ -29,7 +29,7 @@ from foreman.client import (
 from foreman.client.asking import LONGEST_PAUSE, PARTING, Asking
 from foreman.client.calls import Calls
 from foreman.client.documents import read
-from foreman.client.steps import Give, Lost, Reply, Return, Send, Sleep, advance
+from foreman.client.steps import SILENCE, Give, Lost, Reply, Return, Send, Sleep, advance
 
 T = TypeVar("T")
 
@@ -263,11 +263,11 @@ def test_patience_ends() -> None:
 
 
 def test_no_patience_is_one_try() -> None:
-    """With `patience=0` there is one try."""
+    """With `patience=0` there is one try, which has its time: a slow foreman may have accepted the job."""
     world = World(faults=["unheard"])
     with pytest.raises(NotReachable):
-        world.do(world.calls(0.0).job("J0"))
-    assert len(world.asked) == 1
+        world.do(world.calls(0.0).submit(submission("m", "Why?"), "key"))
+    assert [request.silence for request in world.asked] == [SILENCE]
 
 
 def test_waiting_for_an_accepted_job_has_no_such_end() -> None:
@@ -505,6 +505,15 @@ def test_a_long_list_is_not_read_for_every_job() -> None:
     assert sorted(int(job.job_id[1:]) for job in given) == list(range(1, 101))
     looks = len([request for request in world.asked if request.path == "/jobs"]) / 4  # pages
     assert looks <= world.now + 2
+
+
+def test_a_very_long_list_is_read_a_tenth_of_the_time_at_most() -> None:
+    """Waiting for jobs of a list of ten thousand leaves foreman the time to do them."""
+    world = Listed(answers=listing(10_000, lambda number: world.now > number / 4))
+    given = world.do(world.calls().as_completed(jobs_of(range(1, 51)), timeout=None))
+    assert len({job.job_id for job in given}) == 50
+    pages = len([request for request in world.asked if request.path == "/jobs"])
+    assert pages * 0.01 <= world.now / 10 + 0.5
 
 
 def test_jobs_that_do_not_complete_run_out_of_time() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreman.client import Chunk, JobFailed, JobInfo, JobState, WaitTimeout
-from foreman.client.asking import Asking
+from foreman.client.asking import PARTING, Asking
 from foreman.client.calls import Calls
 from foreman.client.documents import read
 from foreman.client.steps import Give, Lost, NextLine, Reply, Return, Send, Sleep, advance
@@ -32,11 +32,11 @@ CUT = None
 class Stage:
     """A foreman that plays connections: for each the lines that come, and where it breaks.
 
-    :ivar connections: a connection that does not break ends by itself.
+    :ivar connections: a connection that does not break ends by itself; a number is so many seconds of silence.
     :ivar job: what is said of the job when it is asked for; `before` has what is said earlier.
     """
 
-    connections: list[list[bytes | None]]
+    connections: list[list[bytes | float | None]]
     job: dict[str, Any] = field(factory=lambda: {"job_id": "J", "state": "done", "created_at": "2026-11-21T10:24:00Z"})
     before: list[dict[str, Any]] = field(factory=list)
     endpoint: str = "/api/chat"
@@ -49,7 +49,7 @@ class Stage:
         calls = Calls(lambda document: read(JobInfo, document), asking)
         submitted = JobInfo(job_id="J", state=JobState.QUEUED, endpoint=self.endpoint)
         call = calls.stream(submitted, timeout=timeout)
-        chunks, lines = [], iter(list[bytes | None]())
+        chunks, lines, bound = [], iter(list[bytes | float | None]()), 0.0
         step = advance(call)
         while not isinstance(step, Return):
             self.now += 0.01
@@ -61,7 +61,7 @@ class Stage:
                     self.slept.append(seconds)
                     self.now += seconds
                     step = advance(call)
-                case Send(follow=True):
+                case Send(follow=True, silence=bound):
                     lines = iter([*self.connections.pop(0), b"end"] if self.connections else [b"end"])
                     step = advance(call, Reply(status=200))
                 case Send():
@@ -71,6 +71,9 @@ class Stage:
                     )
                 case NextLine():
                     following = next(lines)
+                    if isinstance(following, float):
+                        self.now += min(following, bound)
+                        following = next(lines) if following < bound else CUT
                     if following is CUT:
                         step = advance(call, error=Lost("reset"))
                     else:
@@ -104,6 +107,18 @@ def test_what_was_told_is_not_told_again() -> None:
     chunks = Stage([[line("Be"), line("cau"), CUT], [line("Because"), line(" of"), line("", done=True)]]).read()
     assert [chunk.text for chunk in chunks] == ["Be", "cau", "se", " of", ""]
     assert not any(chunk.is_restart for chunk in chunks)
+
+
+@pytest.mark.parametrize("timeout", [0.0, 3.0, 40.0, 64.0, 100.0])
+@pytest.mark.parametrize("silence", [0.1, 1.0, 30.0, 1000.0])
+def test_the_callers_time_is_kept_whatever_comes(timeout: float, silence: float) -> None:
+    """Blanks that hold the line, a model that speaks on and on and one that is silent: time is over when it is."""
+    for line_ in (b"", line("on and on")):
+        stage = Stage([[silence, line_] * 2000] * 100, job={"job_id": "J", "state": "working"})
+        with pytest.raises(WaitTimeout):
+            stage.read(timeout)
+        assert timeout <= stage.now <= timeout + PARTING + 0.5
+        assert len(stage.connections) >= 80, "it is not asked too often"
 
 
 def test_a_line_that_repeats_and_no_more_tells_nothing() -> None:
@@ -168,6 +183,16 @@ def test_tool_calls_are_told_once() -> None:
     assert [chunk.tool_calls for chunk in chunks] == [(one,), (two,), ()]
 
 
+def test_what_a_failed_job_had_said_is_whole() -> None:
+    """The error of a failed job that was read along has its text, however long that is, as with `wait`."""
+    partial = {"name": "partial", "content_type": "text/plain", "size": 99, "sha256": ""}
+    failed = {"job_id": "J", "state": "failed", "error": {"code": "timeout", "message": "x"}, "artifacts": [partial]}
+    stage = Stage([[]], before=[failed], job={"the": "artifact"})
+    with pytest.raises(JobFailed) as caught:
+        stage.read()
+    assert caught.value.job.text == '{"the": "artifact"}'
+
+
 def test_a_job_that_fails_raises_at_the_end() -> None:
     """What came is told, then the error says how the job failed."""
     failed = {"job_id": "J", "state": "failed", "error": {"code": "timeout", "message": "Too long."}}
@@ -199,13 +224,13 @@ pieces = st.lists(st.text("ab", max_size=3), min_size=1, max_size=6)
 
 
 @st.composite
-def performances(draw: st.DrawFn) -> tuple[list[list[bytes | None]], str, str, bool]:
+def performances(draw: st.DrawFn) -> tuple[list[list[bytes | float | None]], str, str, bool]:
     """Connections as foreman would have them: over some attempts, each read in some connections.
 
     Gives the last attempt's text and thinking too, and whether it is a chat.
     """
     chat = draw(st.booleans())
-    connections: list[list[bytes | None]] = []
+    connections: list[list[bytes | float | None]] = []
     attempts = draw(st.lists(st.tuples(pieces, pieces), min_size=1, max_size=3))
     for number, (said, thought) in enumerate(attempts):
         parts = [("", each) for each in thought] + [(each, "") for each in said]
@@ -226,7 +251,7 @@ def performances(draw: st.DrawFn) -> tuple[list[list[bytes | None]], str, str, b
 
 @given(performances())
 def test_however_it_is_cut_the_last_attempt_is_told_whole(
-    performance: tuple[list[list[bytes | None]], str, str, bool],
+    performance: tuple[list[list[bytes | float | None]], str, str, bool],
 ) -> None:
     """Cut anywhere, over any number of attempts, seen or not: put together, the chunks are the answer."""
     connections, text, thinking, chat = performance

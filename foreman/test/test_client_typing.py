@@ -35,6 +35,7 @@ def blocking() -> None:
         assert_type(next(foreman.as_completed([job])), Job)
         assert_type(foreman.jobs(state="done"), Iterator[Job])
         assert_type(foreman.queue(), Queue)
+        assert_type(foreman.models(), tuple[str, ...])
         assert_type(job.events().events, tuple[Event, ...])
         assert_type(job.artifact("content"), bytes)
     try:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foreman.client
-from foreman.client import AsyncForeman, AsyncJob, Foreman, Job, JobState, NotReachable
+from foreman.client import AsyncForeman, AsyncJob, Foreman, Job, JobState, NoSuchJob, NotReachable
 from foreman.client.wire import AsyncWire, Wire, _Lines
 
 DONE = {"job_id": "J1", "state": "done", "endpoint": "/api/generate", "created_at": "2026-11-21T10:24:00.000Z"}
@@ -89,11 +89,31 @@ def test_a_token_is_not_shown(name: str) -> None:
     assert name not in f"{client!r}{client.run('m', 'x')!r}{vars(client)!r}"
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://h", "http://", "http:///x"])
+@pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://h", "http://", "http:///x", "http://h:x", "http://[::1"])
 def test_a_url_that_cannot_be_one_is_refused_at_once(url: str) -> None:
     """A slip in the URL is an error where it was made, not a foreman that is away."""
     with pytest.raises(ValueError, match="not a URL"):
         Foreman(url)
+
+
+@pytest.mark.parametrize("url", ["http://me:s3cret@h", "http://h?key=s3cret", "http://h/x#s3cret"])
+def test_a_url_has_no_secrets(url: str) -> None:
+    """What would be a password in every error and `repr` is refused, without being shown."""
+    with pytest.raises(ValueError, match="neither user nor query") as refused:
+        Foreman(url)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", [Foreman, AsyncForeman])
+def test_a_proxy_is_for_others_than_this_machine(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With HTTP_PROXY set, what goes to this machine stays on it, the token included; what goes elsewhere does not."""
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for host in ("127.0.0.1", "127.1.2.3", "localhost", "[::1]", "nas", "10.0.0.1"):
+        transports = kind(f"http://{host}:8080", "s3cret")._wire.http._mounts
+        assert any(transports.values()) is (host in ("nas", "10.0.0.1"))
+    monkeypatch.setenv("ALL_PROXY", "socks5h://nowhere")
+    assert kind().__class__ is kind, "a proxy that cannot be used is none of this machine's business"
 
 
 def test_what_cannot_be_sent_is_refused_at_once() -> None:
@@ -118,7 +138,11 @@ def test_ids_cannot_leave_their_place() -> None:
         seen.append(request.url.raw_path)
         return well(request)
 
-    blocking(handler)[0].job("../queue?x=/y")
+    client, _ = blocking(handler)
+    client.job("../queue?x=/y")
+    for place in (".", ".."):
+        with pytest.raises(NoSuchJob):
+            client.job(place)
     assert seen == [b"/jobs/..%2Fqueue%3Fx%3D%2Fy"]
 
 

@@ -13,7 +13,7 @@ from twisted.logger import LogEvent
 from foreman.test.front_door import KB, Step, asynchronous, chunked, echo, get, listening, post, until
 from foreman.web import body as body_module
 from foreman.web.body import IN_MEMORY, Request
-from foreman.web.site import HEAD_TIMEOUT, IDLE_TIMEOUT
+from foreman.web.site import HEAD_TIMEOUT, IDLE_TIMEOUT, LEAST
 
 
 def test_own_paths_go_to_klein_and_all_others_to_the_native_face() -> None:
@@ -227,14 +227,58 @@ def test_a_head_that_dribbles_in_is_cut() -> None:
     assert not step.open
 
 
-def test_a_body_may_take_its_time() -> None:
-    """A slow upload is not cut while bytes come."""
+@pytest.mark.parametrize("by_chunks", [False, True])
+def test_a_body_may_take_its_time(by_chunks: bool) -> None:
+    """An upload over the slowest of lines is not cut, however long it takes and however it is cut in pieces."""
     step = Step()
-    step.send(get("/api/chat", "Content-Length: 10", method="POST"))
-    for _ in range(9):
-        step.clock.advance(IDLE_TIMEOUT - 1)
-        step.send(b"x")
-    assert step.ask(b"x").status == 200
+    slow = 700  # every five and a half seconds: a modem of the eighties takes one
+    begin, piece, end = get("/api/chat", f"Content-Length: {10_001 * slow}", method="POST"), bytes(slow), bytes(slow)
+    if by_chunks:
+        begin, piece, end = chunked("/api/chat"), b"%x\r\n%b\r\n" % (slow, bytes(slow)), b"0\r\n\r\n"
+    step.send(begin)
+    for _ in range(10_000):
+        step.clock.advance(IDLE_TIMEOUT / 110)
+        step.send(piece)
+    assert step.ask(end).status == 200
+
+
+@pytest.mark.parametrize(
+    ("begin", "drop"),
+    [
+        (get("/api/chat", "Content-Length: 100000", method="POST"), b"x"),
+        (get("/api/chat", "Content-Length: 100000", method="POST"), bytes(100)),
+        (chunked("/api/chat"), b"1\r\nx\r\n"),
+        (chunked("/api/chat") + b"1;", b"x"),
+        (chunked("/api/chat", b"x") + b"0\r\nX: ", b"x"),
+        (chunked("/api/chat", b"x" * (LEAST - 700)), b"1;" + b"x" * 900 + b"\r\nx\r\n"),
+    ],
+)
+def test_a_body_that_drips_is_cut(begin: bytes, drop: bytes) -> None:
+    """Nobody, not even with the token, keeps a connection for ever with a byte now and then."""
+    step = Step()
+    for _ in range(3):  # what went before does not count
+        assert step.ask(post("/api/chat", bytes(LEAST // 2))).status == 200
+    step.transport.clear()
+    step.send(begin)
+    for _ in range(600):
+        assert step.open
+        step.clock.advance(IDLE_TIMEOUT / 600)
+        if step.open:
+            step.send(drop)
+    assert not step.open
+    assert step.transport.value() == b""
+    assert step.site.bodies.held == 0
+    assert not step.native.seen[3:]
+
+
+def test_a_body_that_stalls_is_cut() -> None:
+    """An upload that was quick and then stands still is given up ten minutes later at most."""
+    step = Step()
+    step.send(get("/api/chat", f"Content-Length: {10 * LEAST}", method="POST") + bytes(9 * LEAST + 1))
+    step.clock.advance(IDLE_TIMEOUT - 1)
+    assert step.open
+    step.clock.advance(1)
+    assert not step.open
 
 
 def test_an_answer_may_take_its_time() -> None:

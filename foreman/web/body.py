@@ -150,6 +150,7 @@ class Request(server.Request):
         """Keep the next bytes of the body, if they are welcome."""
         if self._refusal is not None:
             return
+        self.channel.progress(len(data))
         try:
             if self._limit is not None:
                 self._check_size(self._held + len(data))

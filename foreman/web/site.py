@@ -33,7 +33,11 @@ from foreman.web.errors import BadRequest, Denied, Unauthorized, respond_error
 __all__ = ["Gate", "OwnFace", "Request", "Site", "make_site"]
 
 IDLE_TIMEOUT = 600.0
-"""Seconds of silence between requests, or within a body.  Ollama has no such limit, and clients pool connections."""
+"""Seconds of silence between requests, and in which a body ends or brings `LEAST`.  Ollama has no such limit, and
+clients pool connections."""
+
+LEAST = 65536
+"""Bytes of a body that win it another `IDLE_TIMEOUT`: whatever brings fewer, some 109 a second, is no upload."""
 
 HEAD_TIMEOUT = 60.0
 """Seconds from the first byte of a request's head to its last."""
@@ -163,7 +167,7 @@ class Channel(HTTPChannel):
     site: Site
     totalHeadersSize = MAX_LENGTH = 65536  # noqa: N815 - Twisted's names; browsers send a host's cookies to all its ports
     _in_head = False
-    _hurried = False
+    _brought = 0
 
     def connectionMade(self) -> None:
         """Have the system notice within minutes that a client has vanished; its job may wait for hours."""
@@ -194,8 +198,13 @@ class Channel(HTTPChannel):
             self.transport.abortConnection()  # type: ignore[union-attr]
 
     def resetTimeout(self) -> None:  # noqa: N802
-        """Something came: start the silence anew, except within a head or a refused body."""
-        if not (self._in_head or self._hurried):
+        """Do nothing: that something came puts off no end.  What does, `progress` says."""
+
+    def progress(self, size: int) -> None:
+        """Take note of so many bytes of a body; a trickle does not put off its end."""
+        self._brought += size
+        if self._brought >= LEAST:
+            self._brought = 0
             super().resetTimeout()  # type: ignore[no-untyped-call]
 
     def headerReceived(self, line: bytes) -> bool:  # noqa: N802
@@ -213,15 +222,15 @@ class Channel(HTTPChannel):
 
     def allHeadersReceived(self) -> None:  # noqa: N802
         """The head is complete."""
-        self._in_head = self._hurried = False
+        self._in_head = False
+        self._brought = 0
         self.site.touch(self)
         self.setTimeout(IDLE_TIMEOUT)  # type: ignore[no-untyped-call]
         self.requests[-1].head_received(self._command, self._path, self._version)
         super().allHeadersReceived()  # type: ignore[no-untyped-call]
 
     def hurry(self, seconds: float) -> None:
-        """Give the body that comes now so long in all, and close the connection then."""
-        self._hurried = True
+        """Give the body that comes now, of which no progress is told, so long in all; close the connection then."""
         self._set_sooner(seconds)
 
     def _set_sooner(self, seconds: float) -> None:

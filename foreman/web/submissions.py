@@ -163,7 +163,18 @@ def _metadata(value: object) -> str | None:
     text = _dumped(value)
     if len(text) > MOST_METADATA:
         raise BadRequest(f"metadata: must be at most {MOST_METADATA} bytes of JSON, not {len(text)}")
+    if _has_large_number(value):
+        raise BadRequest("metadata: must not hold numbers beyond 64 bits, they would not come back exactly (use text)")
     return text.decode()
+
+
+def _has_large_number(value: object) -> bool:
+    """Whether there may be an integer that was read as the nearest float, as those are that need more than 64 bits."""
+    if isinstance(value, dict):
+        return any(map(_has_large_number, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_large_number, value))
+    return isinstance(value, float) and abs(value) >= 2**63
 
 
 def _webhook(value: object, policy: AddressPolicy) -> str | None:

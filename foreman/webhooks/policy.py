@@ -187,6 +187,9 @@ def _parse(url: str) -> Destination:
     if not 1 <= port <= 65535:
         raise BadURL("must have a port from 1 to 65535, or none")
     target = rest[len(authority) :]
+    if re.match(r"[^?]*[\[\]]", target):
+        # Behind `//` it looks like the host of another URL; Twisted then raises.
+        raise BadURL("must not have [ or ] in its path (write %5B, %5D)")
     if not target.startswith("/"):
         target = f"/{target}"
     return Destination(scheme=scheme, host=_host(match[1].lower()), port=port, target=target)

@@ -46,6 +46,8 @@ BODY_LIMIT = 16 * 1024
 ANSWER_LIMIT = 64 * 1024
 """Bytes taken from one connection in all, the talk of TLS included: what bounds the headers."""
 
+_NO_HTTP = "what the receiver answered is not HTTP"  # nor told: it may be another service's secret
+
 
 class NotDelivered(ForemanError):
     """A delivery that did not succeed.
@@ -243,7 +245,7 @@ class _Attempt(Protocol):
         if isinstance(cause, SSL.Error):
             return NotConnected(f"no TLS with {there}: {_ssl_reason(cause)}")
         if not isinstance(cause, ConnectionClosed):
-            return Cut("what the receiver answered is not HTTP")  # nor told: it may be another service's secret
+            return Cut(_NO_HTTP)
         if self._received == 0:
             return Cut(f"the receiver closed the connection without an answer: {cause}")
         return Cut(f"the receiver closed the connection within the head of its answer: {cause}")
@@ -333,9 +335,11 @@ class _Body:
     resumeProducing = stopProducing = pauseProducing
 
 
-def _judged(response: IResponse) -> Delivered | Rejected:
+def _judged(response: IResponse) -> Delivered | Rejected | Cut:
     """What the head of an answer means."""
     status = response.code
+    if response.version[0] != b"HTTP" or not 200 <= status <= 999:
+        return Cut(_NO_HTTP)  # Twisted takes any protocol's name, and any number, of thousands of digits even
     if 200 <= status <= 299:
         return Delivered(status)
     note = "; redirects are not followed" if 300 <= status <= 399 else ""
