@@ -44,7 +44,7 @@ SERIES: Mapping[str, Series] = {
     "memory": Series("MiB", 1.1, 2, by_life=True),
     "descriptors": Series("", 1.0, 10),
     "threads": Series("", 1.0, 2),
-    "log": Series("MiB", 1.25, 4),
+    "log": Series("MiB", 1.25, 4, by_life=True),
     "database": Series("MiB", 1.25, 4),
     "queue": Series("jobs", 1.25, 50),
     "jobs": Series("jobs", 1.25, 100),

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,7 +26,7 @@ from chaos.evidence import keep_evidence
 from chaos.faults import LANES
 from chaos.flat import judged
 from chaos.plan import Plan, Span, Strike, plan, strikes_of
-from chaos.samples import Sampler
+from chaos.samples import Sample, Sampler
 from chaos.summary import summary
 
 SOAK = Path(__file__).with_name("soak.json")
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos.soak", description=__doc__)
     parser.add_argument("--length", type=float, default=3600.0, help="seconds of load")
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--rate", type=float, default=1.5, help="calls a second")
+    parser.add_argument("--rate", type=float, default=2.5, help="calls a second")
     parser.add_argument("--pause", type=float, default=45.0, help="seconds between two faults of one lane")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the evidence")
     options = parser.parse_args(argv)
@@ -96,26 +96,33 @@ def main(argv: Sequence[str]) -> int:
         evidence = asyncio.run(rounds.run(planned, Path(folder), ttl=TTL, quiet=quiet, beside=sampler.run))
     if options.keep is not None:
         keep_evidence(options.keep / str(seed), planned, evidence | {"samples": sampler.samples}, [])
-    violations = check(evidence) + judged(loaded(sampler, evidence))
-    kept = summary(planned, evidence, violations, time.monotonic() - began)
-    SOAK.write_text(_text(kept | {"length": options.length, "ttl": TTL}, loaded(sampler, evidence)))
+    samples = _loaded(sampler.samples, evidence)
+    violations = check(evidence) + judged(samples)
+    one = summary(planned, evidence, violations, time.monotonic() - began)
+    SOAK.write_text(_text(one | {"length": options.length, "strikes": _strikes(evidence)}, samples))
     print("\n".join(violations) or "clean")
     return int(bool(violations))
 
 
-def loaded(sampler: Sampler, evidence: dict[str, Any]) -> list[Any]:
+def _loaded(samples: Sequence[Sample], evidence: Mapping[str, Any]) -> list[Sample]:
     """The samples of the time under load, by seconds since its beginning."""
+    began, over = evidence["began_at"], evidence["healed_at"]
+    return [{**sample, "at": round(sample["at"] - began, 1)} for sample in samples if sample["at"] <= over]
+
+
+def _strikes(evidence: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """The faults, and from when to when they were at work."""
+    began = evidence["began_at"]
     return [
-        {**sample, "at": round(sample["at"] - evidence["began_at"], 1)}
-        for sample in sampler.samples
-        if sample["at"] <= evidence["healed_at"]
+        (strike["fault"], round(strike["at"] - began, 1), round((strike["until"] or strike["at"]) - began, 1))
+        for strike in evidence["strikes"]
     ]
 
 
-def _text(kept: dict[str, Any], samples: Sequence[Any]) -> str:
-    """A line for each sample."""
-    lines = ",\n".join(json.dumps(sample) for sample in samples)
-    return json.dumps(kept, indent=1).rstrip("\n}") + f',\n "samples": [\n{lines}\n ]\n}}\n'
+def _text(kept: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+    """JSON, with a line for each sample."""
+    lines = ",\n".join(f"  {json.dumps(sample)}" for sample in samples)
+    return json.dumps(kept, indent=1).removesuffix("\n}") + f',\n "samples": [\n{lines}\n ]\n}}\n'
 
 
 if __name__ == "__main__":
