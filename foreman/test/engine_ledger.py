@@ -12,101 +12,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve
 
+from foreman.errors import Unwritable
 from foreman.job import Job, JobState, Runner
-from foreman.test.engine import (
-    BEFORE_THE_HEAD,
-    DIGESTS,
-    ENDS,
-    MAX_ATTEMPTS,
-    MAX_RUN,
-    NO_ANSWER,
-    Ask,
-    End,
-    Engine,
-    ScriptedTarget,
-)
+from foreman.test.engine import ARROWS, MAX_ATTEMPTS, OVER, RUNNING, Engine, Look, Row
+from foreman.test.engine_target import BEFORE_THE_HEAD, DIGESTS, ENDS, NO_ANSWER, Ask, End, ScriptedTarget
 from foreman.work.moves import Move, Taken
-
-ARROWS = {
-    "queued": {"loading", "failed"},
-    "loading": {"working", "queued", "failed"},
-    "working": {"done", "queued", "failed"},
-    "done": set(),
-    "failed": set(),
-}
-OVER = ("done", "failed")
-RUNNING = ("loading", "working")
-FOR_EVER = 10**15
-
-
-@define
-class Row:
-    """What the list knows of a job.
-
-    :ivar moves: its states so far; `orphaned`: starts in a row that found it running.
-    :ivar left: and `cancels`, `deletes`: its caller has asked for that.
-    :ivar never: its caller has been told that it will not run any more.
-    :ivar warm: and what follows: of the try in hand.
-    """
-
-    seq: int
-    id: str
-    sync: bool
-    name: str
-    runner: Runner
-    told: bool = False
-    expires_at: int = FOR_EVER
-    timeout: float = MAX_RUN
-    state: str = "queued"
-    attempt: int = 0
-    failures: int = 0
-    orphaned: int = 0
-    not_before: int = 0
-    code: str | None = None
-    moves: list[str] = field(factory=lambda: ["queued"])
-    delivered: int = 0
-    left: bool = False
-    cancels: bool = False
-    deletes: bool = False
-    never: bool = False
-    warm: bool = False
-    load: str | None = None
-    began: float = 0.0
-    renewed: bool = False
-    cut: bool = False
-    outcome: End | None = None
-    due: int = 0
-    paused: bool = False
-    picks_since: int = 0
-
-    def become(self, state: str) -> None:
-        """Move."""
-        self.state = state
-        self.moves.append(state)
-
-    def charge(self) -> str:
-        """One failure more; what becomes of it."""
-        self.failures += 1
-        return "failed" if self.failures >= MAX_ATTEMPTS else "queued"
-
-    @property
-    def is_over_at_the_target(self) -> bool:
-        """Its try has ended, and that is not written."""
-        return self.state in RUNNING and (self.cut or self.outcome is not None)
-
-
-@frozen
-class Look:
-    """What the worker went by when it asked for a job."""
-
-    now: int
-    seconds: float
-    resident: Runner | None
-    warm: bool
-    aside: frozenset[Runner]
-
 
 Judge = TypeVar("Judge", bound=Callable[..., Any])
 
@@ -151,6 +63,10 @@ class Ledger:
         self.prunable: set[str] = set()
         self.lives: list[Engine] = []
 
+    def find(self, job_id: str) -> Row:
+        """What is known of that job; nobody may have heard of it yet."""
+        return next((row for row in self.rows if row.id == job_id), self.drafts[job_id])
+
     def has(self, *states: str) -> bool:
         """Whether there is a job in one of these states."""
         return any(row.state in states for row in self.rows)
@@ -175,6 +91,10 @@ class Ledger:
         self.pause_begun: set[str] = set()
         self.engine.open()
         self.observer = sqlite3.connect(self.path, isolation_level=None)
+        self.unwritten: set[str] = set()
+        self.watch("end")
+        self.watch("put_back")
+        self.watch("lift")
         take = self.engine.store.take
 
         async def asked(*, resident: Runner | None, warm: bool, aside: Collection[Runner]) -> Taken | None:
@@ -193,6 +113,22 @@ class Ledger:
 
         self.engine.store.backlog.identify = identified  # type: ignore[method-assign]
         self.engine.begin()
+
+    def watch(self, name: str) -> None:
+        """See what the worker could not write yet, by the call with which it writes that."""
+        write = getattr(self.engine.store, name)
+
+        async def watched(first: Any, *arguments: Any, **more: Any) -> Any:
+            key = f"{name} {getattr(first, 'id', '')}"
+            try:
+                result = await write(first, *arguments, **more)
+            except Unwritable:
+                self.unwritten.add(key)
+                raise
+            self.unwritten.discard(key)
+            return result
+
+        setattr(self.engine.store, name, watched)
 
     def bury(self) -> None:
         """Foreman is dead; kill it if it is not."""
@@ -270,8 +206,14 @@ class Ledger:
     def was_deleted(self, row: Row) -> None:
         """The caller has been told that the job is gone."""
         row.never = True
+        self.is_left_alone(row)
         found = self.observer.execute("SELECT 1 FROM jobs WHERE id = ?", (row.id,)).fetchone()
         assert found is None, "a deleted job is still there"
+
+    def is_left_alone(self, row: Row) -> None:
+        """Its request is not at the target."""
+        generation = self.target.generation
+        assert generation is None or generation.prompt != row.id, "the target works for nobody"
 
     @judge
     def was_cancelled(self, row: Row, done: bool | None) -> None:
@@ -279,6 +221,7 @@ class Ledger:
         found = self.observer.execute("SELECT state, error_code FROM jobs WHERE id = ?", (row.id,)).fetchone()
         if done:
             row.never = True
+            self.is_left_alone(row)
             assert found in (("failed", "cancelled"), None)
         elif done is False:
             assert found is None or found[0] in OVER
@@ -295,10 +238,7 @@ class Ledger:
         assert self.target.generation is None
         assert resident == self.belief, "that runner is not resident"
         assert not warm or (resident is not None and seconds < self.warm_until), "taken for warm"
-        for row in self.rows:
-            if row.is_over_at_the_target:
-                row.picks_since += 1
-                assert row.picks_since <= 1, "a job is taken while an end cannot be written"
+        assert not self.unwritten, "a job is taken while an end cannot be written"
         aside = frozenset(runner for runner, until in self.aside.items() if until > seconds)
         self.look = Look(engine.now(), seconds, resident, warm, aside)
 
@@ -310,7 +250,7 @@ class Ledger:
             assert job.seq > max((row.seq for row in self.rows), default=0)
             self.rows.append(evolve(self.drafts[job.id], seq=job.seq))
             return
-        [row] = [row for row in self.rows if row.id == job.id]
+        row = self.find(job.id)
         assert move.was == row.state
         assert job.state in ARROWS[row.state]
         match job.state:
@@ -354,10 +294,11 @@ class Ledger:
 
         assert row.id == min(ready, key=place).id, "not the first in line"
         assert job.attempt == row.attempt + 1
+        self.lift(row, job.failures)
         assert not row.never
         row.attempt += 1
         row.not_before = 0
-        row.warm, row.load, row.renewed, row.cut, row.outcome, row.picks_since = False, None, False, False, None, 0
+        row.warm, row.load, row.renewed, row.cut, row.outcome = False, None, False, False, None
         row.paused = self.engine.now() < self.paused_until
         self.picked = row
 
@@ -404,6 +345,7 @@ class Ledger:
                 assert end.again
                 assert end.charged
                 assert job.failures == row.failures + 1 == MAX_ATTEMPTS
+                row.orphaned = 0
             case _:
                 assert end is not None
                 assert code == end.code
@@ -425,7 +367,6 @@ class Ledger:
         if self.target.generation is not None or not in_hand:
             assert ask.body["keep_alive"] in (-1, "1m")
             return
-        assert self.engine.now() >= self.paused_until or row.moves[-1] == "loading"
         assert (ask.model, ask.options) == (row.name, row.runner.options)
         assert set(self.target.memory) <= {ask.model}, "loaded beside another"
         row.load = "asked"
@@ -522,9 +463,12 @@ class Ledger:
             self.belief, self.warm_until = None, 0.0
         if end.again and end.charged and not (answered and whole):
             end = evolve(end, charged=self.blame(row))
-        if end.again and not answered and not end.charged and end.code == "target_error" and not end.unreachable:
+        if not end.again or answered:
+            self.busies = 0
+        elif end.busy:
             self.busies += 1
-        if whole and not (end.again and not answered) and not end.again:
+            self.busy_until = seconds + min(2.0 ** (self.busies - 1), 30.0)
+        if whole and not end.again:
             self.absolve()
         row.outcome = end
         row.due = self.engine.now() + self.backoff(row)
@@ -548,6 +492,11 @@ class Ledger:
                 self.lifted[seq] = self.lifted.get(seq, 0) + 1
         self.wedged, self.trials = False, 0
         self.charges.clear()
+
+    def lift(self, row: Row, failures: int) -> None:
+        """The charges of a wedge are taken back from a job that waits when that is written."""
+        row.failures = max(0, row.failures - self.lifted.pop(row.seq, 0))
+        assert failures == row.failures, "charged or lifted for nothing, or not lifted"
 
     async def clears(self) -> bool:
         """The target's memory is given back."""
@@ -582,13 +531,16 @@ class Ledger:
         assert list(stored) == [row.id for row in self.rows]
         for row in self.rows:
             _, seq, state, attempt, failures, orphaned, not_before, code, model = stored[row.id]
-            if failures != row.failures and state == "queued":
-                row.failures -= self.lifted.pop(seq, 0)
-            assert (state, attempt, failures, code) == (row.state, row.attempt, row.failures, row.code)
+            if state == "queued" and not self.engine.disk.waiting and not self.unwritten:
+                self.lift(row, failures)
+            assert (state, attempt, code) == (row.state, row.attempt, row.code)
+            assert failures in (row.failures, max(0, row.failures - self.lifted.get(seq, 0)))
             assert orphaned == row.orphaned
             assert not_before in (row.not_before, 0)
             assert not_before or row.not_before <= self.engine.now()
             assert model == row.runner.model
+        if self.target.generation is not None and self.picked is not None and not self.picked.sync:
+            assert self.engine.clock.seconds() < self.picked.began + self.picked.timeout, "it runs for too long"
         events: dict[int, list[tuple[int, str, str | None]]] = {}
         for seq, *event in self.observer.execute("SELECT seq, sequence, state, previous FROM events ORDER BY 1, 2"):
             events.setdefault(seq, []).append(tuple(event))

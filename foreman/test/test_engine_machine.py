@@ -18,19 +18,9 @@ from twisted.internet.defer import Deferred
 from foreman.job import NewJob, Runner
 from foreman.ollama import requests
 from foreman.record import DeliveryState, DeliveryTry
-from foreman.test.engine import (
-    DIGESTS,
-    ENDS,
-    GRACE,
-    LOADS,
-    MAX_RUN,
-    ROUTE,
-    Engine,
-    ScriptedTarget,
-    body_of,
-    submission_of,
-)
-from foreman.test.engine_ledger import FOR_EVER, OVER, RUNNING, Ledger, Row
+from foreman.test.engine import FOR_EVER, GRACE, MAX_RUN, OVER, ROUTE, RUNNING, Engine, Row, body_of, submission_of
+from foreman.test.engine_ledger import Ledger
+from foreman.test.engine_target import BAD_LOADS, DIGESTS, ENDS, Ask, ScriptedTarget
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -66,18 +56,23 @@ class EngineMachine(RuleBasedStateMachine):
         self.ledger.live(1_000_000_000)
 
     @precondition(lambda self: self.ledger.has("queued", *RUNNING))
-    @rule(unheard=st.booleans())
-    def crash(self, unheard: bool) -> None:
-        """The process is killed, perhaps between a commit and the word of it; it starts again."""
-        if unheard and self.engine.disk.waiting:
-            self.engine.disk.step_unheard()
-        self.ledger.bury()
-        self.ledger.live_again()
+    @rule(unheard=st.booleans(), at_work=st.booleans(), times=st.sampled_from([1, 1, 1, 3]))
+    def crash(self, unheard: bool, at_work: bool, times: int) -> None:
+        """The process is killed, perhaps between a commit and the word of it, and starts again; perhaps repeatedly."""
+        for _ in range(times):
+            if at_work:
+                self.ask()
+            if unheard and self.engine.disk.waiting:
+                self.engine.disk.step_unheard()
+            self.ledger.bury()
+            self.ledger.live_again()
 
     @precondition(lambda self: self.ledger.has("queued", *RUNNING))
-    @rule(patient=st.booleans())
-    def stop_and_start(self, patient: bool) -> None:
+    @rule(patient=st.booleans(), at_work=st.booleans())
+    def stop_and_start(self, patient: bool, at_work: bool) -> None:
         """An orderly stop: the running job gets its grace, what does not end in it waits again or has failed."""
+        if at_work:
+            self.ask()
         self.engine.settle()
         running = [row for row in self.rows if row.state in RUNNING and not row.is_over_at_the_target]
         failures = {row.id: row.failures for row in running}
@@ -113,8 +108,16 @@ class EngineMachine(RuleBasedStateMachine):
         timeout=st.sampled_from([None, None, 2.0]),
         keep_alive=st.sampled_from([None, None, None, "1m"]),
         settling=st.booleans(),
+        times=st.sampled_from([1, 1, 3]),
     )
-    def submit(
+    def submit(self, *, settling: bool, times: int, **how: Any) -> None:
+        """Some jobs, by either door."""
+        for _ in range(times):
+            self.bring(**how)
+        if settling:
+            self.engine.settle()
+
+    def bring(
         self,
         *,
         name: str,
@@ -124,9 +127,8 @@ class EngineMachine(RuleBasedStateMachine):
         patience: int | None,
         timeout: float | None,
         keep_alive: str | None,
-        settling: bool,
     ) -> None:
-        """A job, by either door."""
+        """One of them."""
         self.number += 1
         job_id = f"{self.number:026d}"
         body = body_of(job_id, name, num_ctx, keep_alive)
@@ -155,53 +157,74 @@ class EngineMachine(RuleBasedStateMachine):
         )
         accepted = self.engine.submit(new, body)
         accepted.addCallbacks(lambda _: None if sync else self.ledger.promised.add(job_id), lambda _: None)
-        if settling:
-            self.engine.settle()
 
     def choose(self, data: st.DataObject, rows: list[Row]) -> Row:
         """One of these jobs."""
         job_id = data.draw(st.sampled_from([row.id for row in rows]), label="job")
-        return next(row for row in rows if row.id == job_id)
+        return self.ledger.find(job_id)
 
     @precondition(lambda self: any(not client.closed for client in self.engine.clients.values()))
-    @rule(data=st.data(), settling=st.booleans())
-    def leave(self, data: st.DataObject, settling: bool) -> None:
+    @rule(data=st.data(), at_work=st.booleans(), settling=st.booleans())
+    def leave(self, data: st.DataObject, at_work: bool, settling: bool) -> None:
         """The client of a sync call hangs up; if its request is at the target, that is closed at once."""
+        ask = self.ask() if at_work else None
+        if ask is not None and ask.prompt in self.engine.clients:
+            self.leaves(ask.prompt)
+            return
         waiting = sorted(job_id for job_id, client in self.engine.clients.items() if not client.closed)
-        job_id = data.draw(st.sampled_from(waiting), label="client")
-        for row in self.rows:
-            if row.id == job_id:
-                row.left = True
-        self.ledger.drafts[job_id].left = True
-        self.engine.clients[job_id].leave()
-        generation = self.target.generation
-        assert generation is None or generation.prompt != job_id, "the target works for nobody"
+        if not waiting:
+            return
+        self.leaves(data.draw(st.sampled_from(waiting), label="client"))
         if settling:
             self.engine.settle()
 
+    def leaves(self, job_id: str) -> None:
+        """That client hangs up."""
+        row = self.ledger.find(job_id)
+        row.left = True
+        self.engine.clients[job_id].leave()
+        self.ledger.is_left_alone(row)
+
     @precondition(lambda self: self.rows)
-    @rule(data=st.data(), erase=st.booleans(), settling=st.booleans())
-    def cancel(self, data: st.DataObject, erase: bool, settling: bool) -> None:
-        """A job is cancelled or deleted, whatever it is doing."""
-        row = self.choose(data, [row for row in self.rows if row.state not in OVER] or self.rows)
+    @rule(
+        data=st.data(),
+        erase=st.booleans(),
+        when=st.sampled_from(["whenever", "loading", "working"]),
+        settling=st.booleans(),
+    )
+    def cancel(self, data: st.DataObject, erase: bool, when: str, settling: bool) -> None:
+        """A job is cancelled or deleted, whatever it is doing; its load goes on."""
+        ask = None if when == "whenever" else self.ask(for_load=when == "loading")
+        row = self.ledger.picked
+        if ask is None or row is None or row not in self.rows:
+            if not self.rows:
+                return
+            row = self.choose(data, [row for row in self.rows if row.state not in OVER] or self.rows)
+        self.is_cancelled(row, erase=erase)
+        if settling:
+            self.engine.settle()
+            self.ledger.is_left_alone(row)
+        if ask is not None and ask is self.target.load:
+            self.ledger.ends_load(ask, "ok")
+
+    def is_cancelled(self, row: Row, *, erase: bool) -> None:
+        """Somebody asks for that."""
         asked: Deferred[Any]
         if erase:
             row.deletes = True
             asked = Deferred.fromCoroutine(self.engine.worker.delete(row.id))
-            asked.addCallbacks(lambda found: self.ledger.was_deleted(row), lambda _: None)
+            asked.addCallbacks(lambda _: self.ledger.was_deleted(row), lambda _: None)
         else:
             row.cancels = True
             asked = Deferred.fromCoroutine(self.engine.worker.cancel(row.id))
             asked.addCallbacks(lambda done: self.ledger.was_cancelled(row, done), lambda _: None)
-        if settling:
-            self.engine.settle()
 
     # -- operators ---------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.ledger.has("queued", *RUNNING) and not self.engine.pause.active)
-    @rule(seconds=st.sampled_from([5, 60]), unload=st.booleans())
-    def pause(self, seconds: int, unload: bool) -> None:
-        """The machine's owner wants it back; sync calls that wait are sent away."""
+    @rule(seconds=st.sampled_from([5, 60]), unload=st.booleans(), loaded=st.booleans())
+    def pause(self, seconds: int, unload: bool, loaded: bool) -> None:
+        """The machine's owner wants it back; what was being loaded is loaded, perhaps, and not used."""
         self.engine.settle()
         for row in self.rows:
             row.paused = True
@@ -211,6 +234,9 @@ class EngineMachine(RuleBasedStateMachine):
         begun.addBoth(lambda _: None)
         self.engine.settle()
         assert self.engine.pause.active
+        if loaded and self.target.load is not None:
+            self.ledger.ends_load(self.target.load, "ok")
+            self.engine.settle()
 
     @precondition(lambda self: self.engine.pause.active)
     @rule()
@@ -220,9 +246,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.run(self.engine.pause.end())
 
     @precondition(lambda self: self.ledger.has(*OVER))
-    @rule(age=st.integers(0, 20), limit=st.integers(1, 3))
+    @rule(age=st.integers(0, 5), limit=st.integers(1, 5))
     def prune(self, age: int, limit: int) -> None:
         """Ended jobs go when they are old, but none of which somebody is still to be told."""
+        self.engine.advance(1, settling=True)
         self.engine.settle()
         self.ledger.check()
         before = self.engine.now() - age * 1000
@@ -269,32 +296,55 @@ class EngineMachine(RuleBasedStateMachine):
 
     # -- the target --------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.target.load is not None)
-    @rule(how=st.sampled_from(LOADS), settling=st.booleans())
-    def load_ends(self, how: str, settling: bool) -> None:
-        """A load is over, well or not."""
-        assert self.target.load is not None
-        self.ledger.ends_load(self.target.load, how)
-        if settling:
+    def ask(self, *, for_load: bool = False) -> Ask | None:
+        """What the target is asked next, if it is asked anything soon; all loads before it go well."""
+        for _ in range(40):  # a wedged target is left alone for half a minute
             self.engine.settle()
+            if self.target.load is not None:
+                if for_load:
+                    return self.target.load
+                self.ledger.ends_load(self.target.load, "ok")
+            elif self.target.generation is not None:
+                return None if for_load else self.target.generation
+            elif self.ledger.has("queued", *RUNNING):
+                self.engine.advance(1, settling=True)
+        return None
 
-    @precondition(lambda self: self.target.generation is not None and self.target.there)
-    @rule()
-    def generation_goes_on(self) -> None:
-        """One line more."""
-        assert self.target.generation is not None
-        self.target.go_on(self.target.generation)
-
-    @precondition(lambda self: self.target.generation is not None)
-    @rule(how=st.sampled_from(["done", "done", *ENDS]), then=st.sampled_from(["", "settle", "refuse"]))
-    def generation_ends(self, how: str, then: str) -> None:
-        """A generation is over, well or not; and perhaps the disk is full just then."""
-        assert self.target.generation is not None
-        self.ledger.ends_generation(self.target.generation, how)
-        if then == "refuse" and self.engine.disk.waiting:
-            self.engine.disk.refuse()
+    @precondition(lambda self: self.ledger.has("queued", *RUNNING))
+    @rule(how=st.sampled_from([*BAD_LOADS, "ok"]), then=st.sampled_from(["settle", "", "leave"]))
+    def load_ends(self, how: str, then: str) -> None:
+        """A load is over, well or not; and perhaps the client of its job leaves just then."""
+        ask = self.ask(for_load=True)
+        row = self.ledger.picked
+        if ask is None or row is None:
+            return
+        self.ledger.ends_load(ask, how)
+        if then == "leave" and row.sync and not self.engine.clients[row.id].closed:
+            self.leaves(row.id)
         if then:
             self.engine.settle()
+
+    @precondition(lambda self: self.ledger.has("queued", *RUNNING))
+    @rule(
+        hows=st.lists(st.sampled_from(sorted(ENDS)), min_size=1, max_size=4)
+        | st.integers(3, 5).map(lambda times: ["silent"] * times + ["done"]),
+        goes_on=st.booleans(),
+        then=st.sampled_from(["settle", "", "refuse"]),
+    )
+    def generations_end(self, hows: list[str], goes_on: bool, then: str) -> None:
+        """Generations are over, well or not; and perhaps the disk is full just then."""
+        for how in hows:
+            ask = self.ask()
+            if ask is None:
+                return
+            if goes_on and self.target.there:
+                self.target.go_on(ask)
+            self.ledger.ends_generation(ask, how)
+            if then == "refuse" and self.engine.disk.waiting:
+                self.engine.disk.refuse()
+                self.engine.worker.wake()
+            if then:
+                self.engine.settle()
 
     @precondition(lambda self: self.ledger.has("queued", *RUNNING) and self.target.there)
     @rule()
@@ -385,4 +435,4 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 TestEngine = EngineMachine.TestCase
-TestEngine.settings = settings(stateful_step_count=50)
+TestEngine.settings = settings(max_examples=settings().max_examples * 2, stateful_step_count=40)

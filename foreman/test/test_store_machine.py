@@ -21,7 +21,6 @@ from foreman.test.strategies import RUNNERS, SteppedDatabase, new_job, runners
 from foreman.work.deliveries import Deliveries
 from foreman.work.moves import Transaction, ended
 from foreman.work.recovery import Recovered
-from foreman.work.schedule import order_key
 from foreman.work.store import Store
 
 T = TypeVar("T")
@@ -284,7 +283,11 @@ class StoreMachine(RuleBasedStateMachine):
         if not ready:
             assert taken is None
             return
-        expected = min(ready, key=lambda each: order_key(each, resident))
+
+        def place(each: Job) -> tuple[bool, bool, int]:  # the contract's words; `order_key` is what is tested
+            return each.runner != resident, resident is None or each.runner.model != resident.model, each.seq
+
+        expected = min(ready, key=place)
         assert taken is not None
         job = taken.job
         assert job.seq == expected.seq
