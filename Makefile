@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: run demo test test-clients lint audit requirements bench bench-report chaos chaos-short chaos-report docs clean
+.PHONY: run demo test test-clients lint audit requirements bench bench-report chaos chaos-short chaos-report soak docs clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -71,8 +71,12 @@ bench-report: $(VENV)/.installed .venv-bench/.installed
 chaos: $(VENV)/.installed
 	$(BIN)/python -m chaos --record $(CHAOS)
 
-chaos-report: $(VENV)/.installed
+chaos-report: $(VENV)/.installed .venv-bench/.installed
 	$(BIN)/python -m chaos --report
+
+# An hour of load and few faults on one database (SOAK="--length 600" for less): nothing lost, and nothing that grows.
+soak: $(VENV)/.installed .venv-bench/.installed
+	$(BIN)/python -m chaos.soak $(SOAK)
 
 # The same in a minute: a seed that once found something (chaos/seeds.txt), and one of everything.
 SHORT = --rounds 1 --length 8 --rate 12 --pause 1.2

@@ -20,8 +20,8 @@ from chaos.checker import check
 from chaos.evidence import keep_evidence
 from chaos.faults import LANES
 from chaos.plan import Plan, plan
-from chaos.report import PAGE, page
-from chaos.summary import COLUMNS, RESULTS, Summary, faults_table, keep, kept, summary, totals
+from chaos.report import PAGE, write
+from chaos.summary import COLUMNS, RESULTS, Summary, faults_table, keep, summary, totals
 
 SHOWN = 20
 """Violations of a round that are printed; `--keep` has them all."""
@@ -39,7 +39,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the plan and the evidence of each round")
     parser.add_argument("--record", action="store_true", help=f"add the figures to {RESULTS.name}")
     parser.add_argument("--plan", action="store_true", help="only print what the rounds would do")
-    parser.add_argument("--report", action="store_true", help=f"only write docs/{PAGE.name} from {RESULTS.name}")
+    parser.add_argument("--report", action="store_true", help=f"only write docs/{PAGE.name} of what is kept")
     return parser.parse_args(argv)
 
 
@@ -55,8 +55,7 @@ def main(argv: Sequence[str]) -> int:
     """Do what the command line asks for; the exit status."""
     options = _options(argv)
     if options.report:
-        PAGE.write_text(page(kept(), rounds.DRAIN))
-        return 0
+        return write(rounds.DRAIN)
     seed = int(time.time()) % 1_000_000 if options.seed is None else options.seed
     if options.plan:
         for number in range(options.rounds or 1):

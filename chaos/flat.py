@@ -56,11 +56,13 @@ SERIES: Mapping[str, Series] = {
 class Stretch:
     """A series, or the part of it in one process, by its quarters.
 
+    :ivar life: which process, None for all.
     :ivar seconds: how long it is, without its warm-up.
     :ivar second, last: the medians of these quarters.
     """
 
     name: str
+    life: int | None
     seconds: float
     second: float
     last: float
@@ -78,19 +80,28 @@ def stretches(samples: Sequence[Sample]) -> Iterator[Stretch]:
         for part in lives if series.by_life else [samples]:
             warm = [sample for sample in part if sample["at"] >= part[0]["at"] + WARM_UP]
             if warm and warm[-1]["at"] - warm[0]["at"] >= LEAST:
-                values, quarter = [sample[name] for sample in warm], len(warm) // 4
-                seconds = warm[-1]["at"] - warm[0]["at"]
-                yield Stretch(name, seconds, median(values[quarter : 2 * quarter]), median(values[-quarter:]))
+                values, quarter = [sample[name] for sample in warm], max(1, len(warm) // 4)
+                yield Stretch(
+                    name,
+                    int(part[0]["life"]) if series.by_life else None,
+                    warm[-1]["at"] - warm[0]["at"],
+                    median(values[quarter : 2 * quarter]),
+                    median(values[-quarter:]),
+                )
 
 
 def judged(samples: Sequence[Sample]) -> list[str]:
     """A line for each series that grows, or is too short to tell."""
     found = list(stretches(samples))
-    grown = [
-        f"{one.name} grows: {one.second:g} {SERIES[one.name].unit} in the second quarter of {one.seconds:.0f} s, "
-        f"{one.last:g} in the last"
-        for one in found
-        if not one.flat
-    ]
+    grown = [f"{_told(one)} grows: {_quarters(one)}" for one in found if not one.flat]
     unseen = SERIES.keys() - {one.name for one in found}
     return grown + [f"{name}: too few samples to tell whether it grows" for name in SERIES if name in unseen]
+
+
+def _told(one: Stretch) -> str:
+    return one.name if one.life is None else f"{one.name} of process {one.life}"
+
+
+def _quarters(one: Stretch) -> str:
+    unit = SERIES[one.name].unit
+    return f"{one.second:g} {unit} in the second quarter of {one.seconds:.0f} s, {one.last:g} {unit} in the last"

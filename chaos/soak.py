@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import signal
 import sys
 import tempfile
@@ -20,16 +19,14 @@ from typing import Any
 
 from attrs import evolve
 
-from chaos import rounds
+from chaos import report, rounds
 from chaos.checker import check
 from chaos.evidence import keep_evidence
 from chaos.faults import LANES
 from chaos.flat import judged
 from chaos.plan import Plan, Span, Strike, plan, strikes_of
 from chaos.samples import Sample, Sampler
-from chaos.summary import summary
-
-SOAK = Path(__file__).with_name("soak.json")
+from chaos.summary import keep_soak, summary
 
 TTL = 90.0
 """Seconds for which foreman keeps jobs."""
@@ -76,7 +73,7 @@ def _small(strike: Strike) -> Strike:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Soak, judge and keep the figures; the exit status."""
+    """Soak, judge, keep the figures and draw them; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m chaos.soak", description=__doc__)
     parser.add_argument("--length", type=float, default=3600.0, help="seconds of load")
     parser.add_argument("--seed", type=int, default=None)
@@ -99,9 +96,11 @@ def main(argv: Sequence[str]) -> int:
     samples = _loaded(sampler.samples, evidence)
     violations = check(evidence) + judged(samples)
     one = summary(planned, evidence, violations, time.monotonic() - began)
-    SOAK.write_text(_text(one | {"length": options.length, "strikes": _strikes(evidence)}, samples))
+    keep_soak(
+        one | {"length": options.length, "rate": options.rate, "ttl": TTL, "strikes": _strikes(evidence)}, samples
+    )
     print("\n".join(violations) or "clean")
-    return int(bool(violations))
+    return report.write(rounds.DRAIN) or int(bool(violations))
 
 
 def _loaded(samples: Sequence[Sample], evidence: Mapping[str, Any]) -> list[Sample]:
@@ -117,12 +116,6 @@ def _strikes(evidence: Mapping[str, Any]) -> list[tuple[str, float, float]]:
         (strike["fault"], round(strike["at"] - began, 1), round((strike["until"] or strike["at"]) - began, 1))
         for strike in evidence["strikes"]
     ]
-
-
-def _text(kept: Mapping[str, Any], samples: Sequence[Sample]) -> str:
-    """JSON, with a line for each sample."""
-    lines = ",\n".join(f"  {json.dumps(sample)}" for sample in samples)
-    return json.dumps(kept, indent=1).removesuffix("\n}") + f',\n "samples": [\n{lines}\n ]\n}}\n'
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from chaos.plan import Plan
 
 RESULTS = Path(__file__).with_name("results.json")
 
+SOAK = Path(__file__).parents[1] / "docs" / "figures" / "soak.json"
+"""The last soak: its summary, its `length` in seconds, its `strikes` and its `samples` (`chaos.soak`)."""
+
 AFTERWARDS = 3.0
 """Seconds after a fault in which what ends may have to do with it."""
 
@@ -83,6 +86,17 @@ def keep(new: Sequence[Summary]) -> None:
 def kept() -> list[Summary]:
     """Every round kept so far."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def keep_soak(one: Summary, samples: Sequence[Mapping[str, float]]) -> None:
+    """Keep a soak instead of the one before, with a line for each sample."""
+    lines = ",\n".join(f"  {json.dumps(sample)}" for sample in samples)
+    SOAK.write_text(json.dumps(one, indent=1).removesuffix("\n}") + f',\n "samples": [\n{lines}\n ]\n}}\n')
+
+
+def kept_soak() -> Summary | None:
+    """The soak kept, if there was one."""
+    return json.loads(SOAK.read_text()) if SOAK.exists() else None
 
 
 def totals(rounds: Iterable[Summary], what: str) -> Counter[str]:
