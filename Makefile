@@ -16,8 +16,9 @@ run: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python -m foreman.demo
 
+# In a few processes: most of it waits, for sockets, disks and other processes.
 test: $(VENV)/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 # Real clients from PyPI and npm against the real daemon; needs Node 18 or newer, and npm.
 CLIENTS = foreman/test/clients
