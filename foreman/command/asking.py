@@ -6,18 +6,19 @@ import math
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
+from uuid import uuid4
 
 import click
 
-from foreman.client import Job
-from foreman.command.inputs import TEXT, Duration, Object, Question, asks, batch_of
+from foreman.client import ForemanError, Job, NotReachable
+from foreman.command.inputs import TEXT, Duration, Model, Object, Question, asks, batch_of
 from foreman.command.reading import read_along
 from foreman.command.talking import Desk, talks
 from foreman.command.waiting import wait_for
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=Model())
 @asks
 @talks
 def ask(desk: Desk, model: str, question: Question) -> None:
@@ -30,16 +31,20 @@ def ask(desk: Desk, model: str, question: Question) -> None:
     if desk.screen.as_json:
         desk.screen.document(desk.foreman.run(model, cancel_on_interrupt=True, **fields))
         return
-    job = desk.foreman.submit(model, **fields)
+    key = str(uuid4())
     try:
-        read_along(desk.screen, job)
-    except KeyboardInterrupt:
-        job.cancel()
+        read_along(desk.screen, desk.foreman.submit(model, idempotency_key=key, **fields))
+    except (KeyboardInterrupt, BrokenPipeError):
+        try:
+            # It may have been accepted without our knowing: its key tells.
+            desk.foreman.submit(model, idempotency_key=key, **fields).cancel()
+        except ForemanError as error:
+            desk.screen.remark(f"the job may go on: {error}")
         raise
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=Model())
 @asks
 @click.option("--batch", type=TEXT, help="Submit each line of a file, a JSON object; - for standard input.")
 @click.option("--wait", is_flag=True, help="Wait until it is over, and print the answer.")
@@ -67,17 +72,12 @@ def submit(
     """
     said = {"model": model, "state_webhook_url": webhook, "metadata": metadata}
     common = {name: value for name, value in said.items() if value is not None}
-    if batch is not None:
-        if not question.is_nothing():
-            raise click.UsageError("the lines of a batch say themselves what is asked")
-        if expires_in is not None:
-            common["expires_in"] = f"{math.ceil(expires_in * 1000)}ms"
-        jobs = desk.foreman.submit_many([common | line for line in batch_of(batch)], idempotency_key=key)
-    elif model is None:
-        raise click.UsageError("which MODEL?")
-    else:
-        asked = common | question.fields()
-        jobs = [desk.foreman.submit(**asked, expires_in=expires_in, idempotency_key=key)]
+    key = key or str(uuid4())
+    try:
+        jobs = _submitted(desk, common, question, batch, expires_in=expires_in, key=key)
+    except NotReachable:
+        desk.screen.remark(f"It may have been accepted all the same; with --key {key} it is not submitted twice.")
+        raise
     if wait:
         _answer(desk, jobs)
         return
@@ -88,11 +88,37 @@ def submit(
             desk.screen.line(job.job_id)
 
 
+def _submitted(
+    desk: Desk,
+    common: Mapping[str, Any],
+    question: Question,
+    batch: TextIO | None,
+    *,
+    expires_in: float | None,
+    key: str,
+) -> list[Job]:
+    """Submit what is asked, or each line of a batch."""
+    if batch is None:
+        if "model" not in common:
+            raise click.UsageError("which MODEL?")
+        asked = {**common, **question.fields()}
+        return [desk.foreman.submit(**asked, expires_in=expires_in, idempotency_key=key)]
+    if not question.is_nothing():
+        raise click.UsageError("the lines of a batch say themselves what is asked")
+    expiry = {} if expires_in is None else {"expires_in": f"{math.ceil(expires_in * 1000)}ms"}
+    return desk.foreman.submit_many([{**common, **expiry, **line} for line in batch_of(batch)], idempotency_key=key)
+
+
 def _answer(desk: Desk, jobs: list[Job]) -> None:
     """Wait for the jobs, and print what became of them."""
-    if len(jobs) > 1:
-        sys.exit(wait_for(desk, jobs, timeout=None))
-    job = jobs[0].wait()
+    try:
+        if len(jobs) > 1:
+            sys.exit(wait_for(desk, jobs, timeout=None))
+        job = jobs[0].wait()
+    except KeyboardInterrupt:
+        which = f"job {jobs[0].job_id} goes" if len(jobs) == 1 else f"{len(jobs)} jobs go"
+        desk.screen.remark(f"{which} on; `foreman jobs` lists them, `foreman cancel` ends one")
+        raise
     if desk.screen.as_json:
         desk.screen.document(job)
     else:

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TextIO
 
 import click
 from attrs import frozen
+from click.shell_completion import CompletionItem
 
+from foreman.client import Foreman, ForemanError
+from foreman.command.settings import UnusableSettings, read_settings, settings_path
 from foreman.durations import parse_duration
 
 TEXT = click.File("r", encoding="utf-8")
 """A file of text; `-` is standard input."""
+
+
+class Model(click.ParamType[str]):
+    """A model's name, completed to one of the target's."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Those that begin so; none if foreman cannot be asked."""
+        with suppress(ForemanError, UnusableSettings, ValueError):
+            settings = read_settings(ctx.find_root().params.get("url"), os.environ, settings_path())
+            with Foreman(settings.url, settings.token, patience=0) as foreman:
+                return [CompletionItem(each) for each in foreman.models() if each.startswith(incomplete)]
+        return []
 
 
 class Duration(click.ParamType[float]):
@@ -97,7 +116,7 @@ class Question:
                 raise click.UsageError("either TEXT or --file")
             return self.text
         source = self.file or sys.stdin
-        if source.isatty() and self.text is None and self.file is None:
+        if source is None or (source.isatty() and self.text is None and self.file is None):
             raise click.UsageError("nothing to ask: give TEXT or --file, or write to standard input")
         try:
             text = source.read()

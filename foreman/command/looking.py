@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from foreman.client import Artifact, ForemanError, History, Job, JobState
+from foreman.command.inputs import Model
 from foreman.command.reading import read_along
 from foreman.command.screen import moment, seconds, speed, state
 from foreman.command.talking import Desk, Said, talks
@@ -19,7 +20,7 @@ from foreman.command.talking import Desk, Said, talks
 @click.option(
     "--state", "wanted", type=click.Choice([each.value for each in JobState]), help="Only those in this state."
 )
-@click.option("--model", help="Only those of this model.")
+@click.option("--model", type=Model(), help="Only those of this model.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="So many at most.")
 @talks
 def jobs(desk: Desk, wanted: str | None, model: str | None, limit: int) -> None:

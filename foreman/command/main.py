@@ -12,7 +12,7 @@ from foreman.command.asking import ask, submit
 from foreman.command.looking import artifacts, cancel, jobs, show, tail
 from foreman.command.running import pause, queue, resume, status
 from foreman.command.serving import serve
-from foreman.command.settings import UnusableSettings, read_settings, settings_path
+from foreman.command.settings import UnusableSettings, others_can_read, read_settings, settings_path
 from foreman.command.waiting import wait
 from foreman.verify import verify
 
@@ -36,7 +36,9 @@ def main(context: click.Context, url: str | None) -> None:
         settings = context.obj = read_settings(url, os.environ, settings_path())
     except UnusableSettings as error:
         raise click.UsageError(str(error)) from error
-    # It stands outside and knows nothing of our settings.
+    if settings.token and settings.token != os.environ.get("FOREMAN_TOKEN") and others_can_read(settings_path()):
+        click.echo(f"{settings_path()} holds a token, and others can read it: chmod 600 it.", err=True)
+    # It stands outside and knows nothing of our settings; the token is sent to this address only.
     context.default_map = {"verify": {"through": settings.url, "token": settings.token}}
 
 

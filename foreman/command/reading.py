@@ -26,12 +26,12 @@ def read_along(screen: Screen, job: Job, timeout: float | None = None) -> None:
         if chunk.is_restart:
             screen.remark("\n(foreman has begun the answer anew)")
         if chunk.thinking and screen.errors.is_terminal:
-            screen.errors.print(chunk.thinking, style="dim", end="")
+            screen.remark(chunk.thinking, end="")
         if chunk.text:
             screen.piece(chunk.text)
             ended_in = chunk.text[-1]
         for call in chunk.tool_calls:
-            screen.line(f"{call.get('function', call)}")
+            screen.document(call.get("function", call))
         chunk = next(chunks, None)
     if ended_in != "\n":
         screen.piece("\n")

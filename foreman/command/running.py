@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from foreman.client import NotReachable, Pause, Queue, Unavailable
+from foreman.client import ForemanError, Health, NotReachable, Pause, Queue, Unavailable
 from foreman.command.inputs import Duration
-from foreman.command.screen import moment, printable, seconds, table
+from foreman.command.screen import moment, plain, printable, seconds, table
 from foreman.command.talking import Desk, talks
 
 LOOK = 1.0
@@ -97,13 +97,24 @@ def _paused(desk: Desk, pause: Pause) -> None:
         desk.screen.line(f"paused until {moment(pause.paused_until)}" if pause.paused else "the queue goes on")
 
 
+def _models(desk: Desk, health: Health) -> tuple[str, ...] | None:
+    """The target's models; None if they cannot be known: without the token, or before it was first seen."""
+    if health.target.last_poll is None:
+        return None
+    try:
+        return desk.foreman.models()
+    except ForemanError:
+        return None
+
+
 @click.command()
 @talks
 def status(desk: Desk) -> None:
     """Show how foreman and its target are; every warning is explained in docs/operations.md."""
     health = desk.foreman.health()
+    models = _models(desk, health)
     if desk.screen.as_json:
-        desk.screen.document(health)
+        desk.screen.document({**plain(health), "models": models})
         return
     target = health.target
     desk.screen.facts(
@@ -113,6 +124,7 @@ def status(desk: Desk) -> None:
             "last seen": moment(target.last_poll) or None,
             "last error": target.last_error,
             "resident": ", ".join(filter(None, (target.resident, target.embedder))) or None,
+            "models": ", ".join(models or ()) or None,
             "queue": f"{health.queue.queued} queued, {health.queue.running} running"
             + (", paused" if health.queue.paused else ""),
             "oldest": seconds(health.queue.oldest_seconds) if health.queue.queued else None,

@@ -15,6 +15,9 @@ from rich.text import Text
 
 from foreman.client import JobInfo
 
+ID = 26
+"""Characters of a job's id; it is no good if one is missing."""
+
 STYLES = {"queued": "cyan", "loading": "yellow", "working": "blue", "done": "green", "failed": "red"}
 """The colour of each state of a job, and of foreman's target beside it."""
 
@@ -29,8 +32,8 @@ class Screen:
     def __init__(self, out: TextIO, err: TextIO, *, as_json: bool) -> None:
         self.as_json = as_json
         self._out = out
-        self.console = Console(file=out, highlight=False, markup=False, emoji=False)
-        self.errors = Console(file=err, highlight=False, markup=False, emoji=False)
+        self.console = _console(out)
+        self.errors = _console(err)
 
     @property
     def is_live(self) -> bool:
@@ -39,7 +42,7 @@ class Screen:
 
     def document(self, value: Any) -> None:
         """A value as a line of JSON; the names are those of `foreman.client`."""
-        self.line(json.dumps(plain(value), ensure_ascii=False))
+        self.line(json.dumps(plain(value)))  # ASCII, which no encoding of the output can spoil
 
     def line(self, text: str) -> None:
         """A line of text, as it is but for what would move a terminal's cursor."""
@@ -63,18 +66,24 @@ class Screen:
         width = max(map(len, facts), default=0)
         for name, value in facts.items():
             if value is not None:
-                self.line(f"{name:<{width}}  {value}" if self.console.is_terminal else f"{name}\t{value}")
+                said = " ".join(value.split())
+                self.line(f"{name:<{width}}  {said}" if self.console.is_terminal else f"{name}\t{said}")
 
-    def remark(self, text: str) -> None:
+    def remark(self, text: str, end: str = "\n") -> None:
         """Something that is not the answer."""
-        self.errors.print(Text(printable(text), style="dim"))
+        self.errors.print(Text(printable(text), style="dim"), end=end, soft_wrap=True)
+
+
+def _console(file: TextIO) -> Console:
+    """What draws on a file.  Only a terminal is one: FORCE_COLOR does not change what a program reads."""
+    return Console(file=file, force_terminal=file.isatty(), highlight=False, markup=False, emoji=False)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table for a terminal; states have their colours."""
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        drawn.add_column(column, overflow="fold" if column == "ID" else "ellipsis", no_wrap=column != "ID")
+        drawn.add_column(column, overflow="ellipsis", no_wrap=True, min_width=ID if column == "ID" else None)
     for row in rows:
         drawn.add_row(*(Text(printable(cell), style=STYLES.get(cell.partition(" ")[0], "")) for cell in row))
     return drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,11 @@ def settings_path() -> Path:
     return user_config_path("foreman", appauthor=False) / "config.toml"
 
 
+def others_can_read(path: Path) -> bool:
+    """Whether other users of this machine can read the settings file; not known on Windows."""
+    return os.name == "posix" and path.exists() and bool(path.stat().st_mode & 0o044)
+
+
 def read_settings(url: str | None, environ: Mapping[str, str], path: Path) -> Settings:
     """Find out which foreman is meant.
 
@@ -51,7 +57,7 @@ def read_settings(url: str | None, environ: Mapping[str, str], path: Path) -> Se
 
 def _kept(path: Path) -> dict[str, str]:
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
+import os
 import sys
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import click
 from attrs import frozen
@@ -36,6 +39,7 @@ class Exit(IntEnum):
     REJECTED = 4  # foreman has said no
     TOO_LATE = 5  # the time given was over
     INTERRUPTED = 130  # by Ctrl-C
+    UNREAD = 141  # whoever read the output is gone, as with `| head`
 
 
 @frozen
@@ -54,18 +58,45 @@ def talks(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def talking(*, as_json: bool, **given: Any) -> None:
         settings = click.get_current_context().find_object(Settings) or Settings(DEFAULT_URL)
-        screen = Screen(sys.stdout, sys.stderr, as_json=as_json)
+        screen = Screen(_written(sys.stdout), _written(sys.stderr), as_json=as_json)
         try:
             with Foreman(settings.url, settings.token, patience=PATIENCE) as foreman:
                 command(Desk(settings, foreman, screen), **given)
         except ForemanError as error:
             raise Said(error) from error
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise click.UsageError(str(error)) from error
         except KeyboardInterrupt:
             raise SystemExit(Exit.INTERRUPTED) from None
+        except BrokenPipeError:
+            _forget_output()
+            raise SystemExit(Exit.UNREAD) from None
+        except OSError as error:
+            _forget_output()
+            raise Unwritable(str(error)) from error
 
     return talking
+
+
+def _written(stream: TextIO | None) -> TextIO:
+    """A standard stream as one that takes any text, whatever its encoding; one that was closed takes all."""
+    if stream is None:
+        return Path(os.devnull).open("w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return stream
+
+
+def _forget_output() -> None:
+    """Give up what could not be written, or Python tries again at its end."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Unwritable(click.ClickException):
+    """A file, or the output, cannot be written."""
+
+    exit_code = 2
 
 
 class Said(click.ClickException):

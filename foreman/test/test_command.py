@@ -9,10 +9,14 @@ import re
 import struct
 import sys
 import termios
+import time
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
+import httpx
 import pytest
 import pytest_twisted
 from attrs import define, field
@@ -84,13 +88,13 @@ def type_in(
     given: str = "",
     terminal: bool = False,
     environ: Mapping[str, str] | None = None,
-    shell: str | None = None,
+    script: str | None = None,
 ) -> Typed:
     """Type `foreman …`, or a script of a shell; standard input has `given`, and then ends."""
     typed = Typed()
     settings = {"FOREMAN_URL": url, "XDG_CONFIG_HOME": str(folder), "HOME": str(folder), "TERM": "xterm-256color"}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FOREMAN_")}
-    command = [sys.executable, "-m", "foreman.command", *words] if shell is None else ["/bin/sh", "-c", shell]
+    command = [sys.executable, "-m", "foreman.command", *words] if script is None else ["/bin/sh", "-c", script]
     path = {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = reactor.spawnProcess(
         typed, command[0], command, {**clean, **path, **settings, **(environ or {})}, str(folder), usePTY=terminal
@@ -136,6 +140,117 @@ async def test_ask_streams_and_is_cancelled_by_ctrl_c() -> None:
         assert typed.code == 130
         (row,) = await there.rows()
         assert (row["state"], row["error_code"]) == ("failed", "cancelled")
+
+
+@pytest_twisted.ensureDeferred
+async def test_ask_is_cancelled_before_it_is_known_to_be_accepted() -> None:
+    """Ctrl-C while the answer to the submission is on its way: the job does not run for nobody."""
+    async with house(**models()) as there:
+        held = Event()
+
+        class Slow(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+                headers = {name: value for name, value in self.headers.items() if name != "Host"}
+                answer = httpx.post(there.url + self.path, content=body, headers=headers)
+                if not held.is_set():
+                    held.set()  # and never answer
+                    time.sleep(60)
+                self.send_response(answer.status_code)
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            def log_message(self, *arguments: object) -> None:
+                """Say nothing."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+        server.daemon_threads = True
+        Thread(target=server.serve_forever, daemon=True).start()
+        typed = type_in(there.folder, f"http://127.0.0.1:{server.server_port}", "ask", "slow", "hello")
+        await eventually(held.is_set, within=30)
+        typed.interrupt()
+        assert (await typed.over()).code == 130
+        server.shutdown()
+        server.server_close()
+        (row,) = await there.rows()
+        assert (row["state"], row["error_code"]) == ("failed", "cancelled")
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_reads() -> None:
+    """`foreman ask … | head` ends as others do, and cancels the job; a closed or full output is no traceback."""
+    async with house(**models()) as there:
+        foreman = f'"{sys.executable}" -m foreman.command'
+        piped = await run(there, script=f"({foreman} ask slow hello; echo $? >&2) | head -c 4")
+        assert (piped.shown, piped.errors) == (" one", "141\n")
+        (row,) = await there.rows()
+        assert (row["state"], row["error_code"]) == ("failed", "cancelled")
+        assert (await run(there, script=f"{foreman} jobs >&-")).errors == ""
+        full = await run(there, script=f"{foreman} jobs >/dev/full", code=2)
+        assert full.errors == "Error: [Errno 28] No space left on device\n"
+        nowhere = await run(there, "artifacts", row["id"], "-o", "/dev/null/x", code=2)
+        assert nowhere.errors.startswith("Error: [Errno 20]")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_printed_does_not_depend_on_the_place() -> None:
+    """FORCE_COLOR makes no terminal of a pipe; an output that is not UTF-8 gets JSON all the same, and what it can."""
+    wide = FakeModel(name="wide", token_rate=1000.0, words=(" \u4f60\u597d\u200e",))
+    async with house(models=[wide]) as there:
+        odd = {"FORCE_COLOR": "1", "PYTHONIOENCODING": "latin-1"}
+        assert (await run(there, "ask", "wide", "hi", environ=odd)).shown == " ???\n"
+        assert json.loads((await run(there, "ask", "wide", "hi", "--json", environ=odd)).shown)["text"] == wide.words[0]
+        line = (await run(there, "jobs", environ=odd)).shown.splitlines()[0]
+        assert line.split("\t")[1:3] == ["wide", "done"]
+        job_id = line.split("\t")[0]
+        assert job_id in (await run(there, "jobs", terminal=True, environ={"COLUMNS": "40"})).shown
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_submitted_is_not_lost_sight_of() -> None:
+    """Ctrl-C while it is waited for says which job goes on."""
+    async with house(**models()) as there:
+        typed = type_in(there.folder, there.url, "submit", "slow", "hello", "--wait")
+        await eventually(lambda: there.fake.scheduler.generating, within=30)
+        typed.interrupt()
+        assert (await typed.over()).code == 130
+        (row,) = await there.rows()
+        assert f"job {row['id']} goes on" in typed.errors
+        assert row["state"] == "working"
+        await ask(there.url, "POST", f"/jobs/{row['id']}/cancel")
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_token_of_the_file_goes_to_its_address(tmp_path: Path) -> None:
+    """`foreman verify` shows the token of the settings file to nobody else; `--url` counts there, too."""
+    seen: list[str | None] = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
+    Thread(target=server.serve_forever, daemon=True).start()
+    other = f"http://127.0.0.1:{server.server_port}"
+    (tmp_path / "foreman").mkdir()
+    (tmp_path / "foreman" / "config.toml").write_text(f'url = "http://127.0.0.1:9"\ntoken = "{TOKEN}"\n')
+    (tmp_path / "foreman" / "config.toml").chmod(0o600)
+    verify = ("verify", "--direct", other, "--through")
+    assert (await type_in(tmp_path, "", *verify, other).over()).code == 3
+    assert (await type_in(tmp_path, "http://127.0.0.1:9", "--url", other, *verify[:3]).over()).code == 3
+    assert set(seen) == {None}
+    assert len(seen) == 6, "each was asked thrice: as the target, as foreman, for the models"
+    (tmp_path / "foreman" / "config.toml").write_text(f'url = "{other}/"\ntoken = "{TOKEN}"\n')
+    await type_in(tmp_path, "", *verify, other).over()
+    assert f"Bearer {TOKEN}" in seen
+    server.shutdown()
+    server.server_close()
 
 
 @pytest_twisted.ensureDeferred
@@ -217,20 +332,33 @@ async def test_status_and_the_token(tmp_path: Path) -> None:
     async with house({"TOKEN": TOKEN}, **models()) as there:
         refused = await run(there, "jobs", code=4)
         assert "FOREMAN_TOKEN" in refused.errors
+        assert "models\t" not in (await run(there, "status")).shown
         known = (await run(there, "status", environ={"FOREMAN_TOKEN": TOKEN})).shown
         assert "target\tup " in known
+        assert "models\tquick:latest, slow:latest\n" in known
+        document = json.loads((await run(there, "status", "--json", environ={"FOREMAN_TOKEN": TOKEN})).shown)
+        assert (document["target"]["state"], document["models"]) == ("up", ["quick:latest", "slow:latest"])
+        asked = {"FOREMAN_TOKEN": TOKEN, "_FOREMAN_COMPLETE": "bash_complete", "COMP_CWORD": "2"}
+        completed = await run(there, environ={**asked, "COMP_WORDS": "foreman ask q"})
+        assert completed.shown == "plain,quick:latest\n"
         (tmp_path / "foreman").mkdir()
-        (tmp_path / "foreman" / "config.toml").write_text(f'url = "{there.url}"\ntoken = "{TOKEN}"\n')
-        typed = await type_in(tmp_path, "", "jobs").over()
-        assert (typed.code, typed.errors) == (0, "")
+        path = tmp_path / "foreman" / "config.toml"
+        path.write_text(f'url = "{there.url}"\ntoken = "{TOKEN}"\n')
+        for mode, warned in ((0o644, True), (0o600, False)):
+            path.chmod(mode)
+            typed = await type_in(tmp_path, "", "jobs").over()
+            assert (typed.code, "others can read it" in typed.errors) == (0, warned)
+        assert typed.errors == ""
 
 
 @pytest_twisted.ensureDeferred
 async def test_not_there_and_wrong(tmp_path: Path) -> None:
     """A foreman that is not there, one that is something else and a wrong call have their exit codes and one line."""
     async with house(**models()) as there:
+        submitted = type_in(tmp_path, "http://127.0.0.1:1", "submit", "slow", "hello", "--key", "mine")
         away = await type_in(tmp_path, "http://127.0.0.1:1", "status").over()
         assert (away.code, away.errors.count("\n")) == (3, 1)
+        assert ((await submitted.over()).code, "--key mine" in submitted.errors) == (3, True)
         other = await run(there, "--url", there.fake.url, "status", code=4)
         assert "Traceback" not in other.errors
         for words in (
@@ -311,7 +439,7 @@ async def test_the_page_for_callers() -> None:
         lines = (examples + verifying).replace("qwen3:30b", "quick").replace("http://127.0.0.1:8080", there.url)
         lines = lines.replace("http://127.0.0.1:11434", there.fake.url)
         script = f'set -e; foreman() {{ "{sys.executable}" -m foreman.command "$@"; }}\n{lines}'
-        typed = type_in(there.folder, there.url, shell=script)
+        typed = type_in(there.folder, there.url, script=script)
         assert (await typed.over()).code == 0, (typed.shown, typed.errors)
         assert typed.shown.startswith(f" {WORDS}\n {WORDS}\n")
         assert len(list((there.folder / "answers").iterdir())) == 2

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +32,7 @@ class _PlaceType(click.ParamType[Place]):
 
 @click.command("verify")
 @click.option("--direct", required=True, type=_PlaceType(), help="The Ollama itself, as foreman reaches it.")
-@click.option("--through", required=True, type=_PlaceType(), envvar="FOREMAN_URL", help="The foreman in front of it.")
+@click.option("--through", required=True, type=_PlaceType(), help="The foreman in front of it; FOREMAN_URL if absent.")
 @click.option("--token", envvar="FOREMAN_TOKEN", help="Better in FOREMAN_TOKEN: others can see it here.")
 @click.option("--model", help="One that chats; else a loaded one, else the smallest.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
@@ -43,7 +44,7 @@ def verify(direct: Place, through: Place, token: str | None, model: str | None, 
     else is asking.  Exits 0 if all is identical, 1 if not, 2 or 3 if it could
     not be tried: called wrongly, or a side cannot be reached.
     """
-    through = Place(url=through.url, token=token or None)
+    through = Place(url=through.url, token=_for(through, token))
     console = Console(stderr=True)
     try:
         check_places(direct, through)
@@ -53,11 +54,22 @@ def verify(direct: Place, through: Place, token: str | None, model: str | None, 
     except (NotReached, Unusable) as error:
         click.echo(f"foreman verify: {error}", err=True)
         sys.exit(3 if isinstance(error, NotReached) else 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     if as_json:
         click.echo(json.dumps(_document(direct, through, models, findings), indent=1, ensure_ascii=False))
     else:
         _print(findings)
     sys.exit(0 if are_identical(findings) else 1)
+
+
+def _for(through: Place, token: str | None) -> str | None:
+    """The token for that address: one that comes with another by default is not for it."""
+    context = click.get_current_context()
+    if context.get_parameter_source("token") is ParameterSource.DEFAULT_MAP:
+        known = context.lookup_default("through")
+        return token if known and Place(url=known).url == through.url else None
+    return token or None
 
 
 def _document(direct: Place, through: Place, models: Models, findings: Sequence[Finding]) -> dict[str, Any]:
