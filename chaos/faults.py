@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import signal
 import sqlite3
@@ -17,11 +18,18 @@ from attrs import define, field
 from chaos import clocked
 from chaos.plan import Lanes, Span, Strike
 from chaos.processes import Foreman, Ollama
-from chaos.receivers import ANSWERS, Receiver
+from chaos.receivers import ANSWERS, REFUSES, Receiver
+from chaos.wire import exchange
+
+AGAIN = 0.3
+"""Seconds between two tries of whoever ends a pause."""
+
+TRIES = 200
+"""How often that is tried: foreman may be dead, or its disk full, just then."""
 
 INFINITY = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
-INFERENCE = ("/api/chat", "/api/generate", "/v1/chat/completions")
+INFERENCE = ("/api/chat", "/api/generate", "/v1/chat/completions", "/v1/messages", "/api/embed", "/v1/embeddings")
 
 
 @define(eq=False, kw_only=True)
@@ -159,6 +167,24 @@ class Faults:
         await self.ollama.control("DELETE", "faults")
         return ""
 
+    async def kill_target(self, strike: Strike) -> str:
+        """The target's process dies, and another is there later."""
+        await self.ollama.die(strike.seconds)
+        return ""
+
+    # -- its owner ---------------------------------------------------------------------------------------------------
+
+    async def pause(self, strike: Strike) -> str:
+        """The owner of the machine wants it back for a while; sometimes models are to be unloaded."""
+        port, order = self.foreman.port, {"for": "1h", "unload": strike.chance < 0.5}
+        await exchange(port, "POST", "/queue/pause", json.dumps(order).encode())
+        await asyncio.sleep(strike.seconds)
+        for tries in range(1, 1 + TRIES):
+            if (await exchange(port, "POST", "/queue/resume")).get("status") == 200:
+                return f"ended at once: {tries == 1}"
+            await asyncio.sleep(AGAIN)
+        return "never ended"
+
     # -- the receivers -----------------------------------------------------------------------------------------------
 
     async def mislead(self, strike: Strike, *, mood: str) -> str:
@@ -214,11 +240,21 @@ TARGET: Lane = {
     "load dropped": Span(1.0, 4.0),
 }
 HOOKS: Lane = {
-    **{f"receiver {mood}": Span(1.0, 5.0) for mood in ANSWERS if mood != "well"},
+    **{f"receiver {mood}": Span(1.0, 5.0) for mood in ANSWERS if mood not in ("well", *REFUSES)},
     "receiver hangs": Span(1.0, 5.0),
     "receiver dies": Span(1.0, 5.0),
 }
-LANES: Lanes = {"foreman": FOREMAN, "target": TARGET, "receivers": HOOKS}
+DEATHS: Lane = {"target killed": Span(0.2, 4.0)}
+OWNER: Lane = {"paused": Span(0.5, 4.0)}
+REFUSALS: Lane = {f"receiver {mood}": Span(0.5, 2.0) for mood in REFUSES}
+LANES: Lanes = {
+    "foreman": FOREMAN,
+    "target": TARGET,
+    "receivers": HOOKS,
+    "deaths": DEATHS,
+    "owner": OWNER,
+    "refusals": REFUSALS,
+}
 """Every fault there is, by lane."""
 
 
@@ -243,6 +279,8 @@ ACTS: Mapping[str, Callable[[Faults, Strike], Awaitable[str]]] = {
     "target sleeps": Faults.sleep,
     "target refuses": Faults.refuse,
     "target's connections cut": Faults.cut,
+    "target killed": Faults.kill_target,
+    "paused": Faults.pause,
     "503 storm": Faults.storm,
     "hangs before headers": _kind("hang"),
     "hangs mid-stream": _kind("hang-mid-stream"),

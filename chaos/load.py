@@ -44,6 +44,9 @@ class Load:
     async def _client(self, call: Call) -> None:
         if call.kind is Kind.PAGE:
             await exchange(self._port, "GET", call.path, entry=self._entry(call, call.kind))
+        elif call.kind is Kind.EMBED:
+            body = json.dumps({"model": call.model, "input": f"embed {call.tag} now"}).encode()
+            await exchange(self._port, "POST", call.path, body, entry=self._entry(call, call.kind))
         elif call.kind in (Kind.STREAM, Kind.WHOLE):
             await self._sync(call)
         else:
@@ -81,6 +84,7 @@ class Load:
             Then.DELETE: ("DELETE", f"/jobs/{job_id}"),
             Then.WAIT: ("GET", f"/jobs/{job_id}?wait=10"),
             Then.FOLLOW: ("GET", f"/jobs/{job_id}/stream"),
+            Then.REDELIVER: ("POST", f"/jobs/{job_id}/redeliver"),
         }[call.then]
         if method:
             entry = self._entry(call, call.then, job=job_id)
@@ -112,10 +116,14 @@ def _inference(call: Call, tag: str) -> dict[str, Any]:
     """The body of a call; its prompt says whose it is."""
     document: dict[str, Any] = {"model": call.model}
     prompt = f"chaos {tag} says"
+    if call.path == "/api/embed":
+        return document | {"input": prompt}
     if call.path == "/api/generate":
         document["prompt"] = prompt
     else:
         document["messages"] = [{"role": "user", "content": prompt}]
+    if call.path == "/v1/messages":
+        document["max_tokens"] = 100
     if call.options:
         document["options"] = dict(call.options)
     if call.kind is not Kind.STREAM:

@@ -10,17 +10,21 @@ from enum import StrEnum
 from random import Random
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 ECHO = 12
 """Tokens of a short answer; it says the words of its prompt, so that everybody sees whose it is."""
 
+EMBEDDER = "embedder"
+"""The model that foreman keeps loaded beside the others; its calls are no jobs."""
+
 MODELS = {
-    "quick-a": f"load=0.1,prompt=0.005,rate=150,echo={ECHO}",
+    "quick-a": f"load=0.1,prompt=0.005,rate=150,echo={ECHO},capabilities=completion+embedding",
     "quick-b": f"load=0.1,prompt=0.005,rate=150,echo={ECHO}",
     "quick-c": f"load=0.3,prompt=0.02,rate=100,echo={ECHO}",
     "slow": f"load=0.5,prompt=0.1,rate=12,echo={ECHO}",
     "long": "load=0.1,tokens=2000,token_bytes=400",
+    EMBEDDER: "load=0.1,prompt=0.01,capabilities=embedding",
 }
 """The target's models and how they are made (`python -m foreman.ollama.fake --models`)."""
 
@@ -41,6 +45,7 @@ class Kind(StrEnum):
     BATCH = "batch"
     RESPOND_ASYNC = "respond-async"
     PAGE = "page"
+    EMBED = "embed"
 
 
 _KINDS = {Kind.STREAM: 33, Kind.WHOLE: 15, Kind.JOB: 32, Kind.BATCH: 6, Kind.RESPOND_ASYNC: 9, Kind.PAGE: 5}
@@ -66,6 +71,13 @@ class Then(StrEnum):
     DELETE = "delete"
     WAIT = "wait"
     FOLLOW = "follow"
+    REDELIVER = "redeliver"
+
+
+_OFTEN = tuple(then for then in Then if then is not Then.REDELIVER)
+
+RARER = 0.15
+"""How many rarer calls there are for each of the others."""
 
 
 @frozen(kw_only=True)
@@ -148,6 +160,9 @@ def plan(seed: int, *, seconds: float, calls_per_second: float, pause: float, la
     random = Random(f"calls {seed}")
     count = round(seconds * calls_per_second)
     calls = [_call(random, number, random.uniform(0.0, seconds)) for number in range(count)]
+    random = Random(f"rarer calls {seed}")  # one of its own, so that what came later left the older seeds as they were
+    rarer = range(count, count + round(RARER * count))
+    calls += [_rarer_call(random, number, random.uniform(0.0, seconds)) for number in rarer]
     strikes = strikes_of(seed, seconds=seconds, pause=pause, lanes=lanes)
     return Plan(seed, seconds, sorted(calls, key=lambda call: call.at), [strikes])
 
@@ -187,6 +202,22 @@ def _call(random: Random, number: int, at: float) -> Call:
     return Call(at=at, number=number, kind=kind, path=path, model=model, options=options, **more)
 
 
+def _rarer_call(random: Random, number: int, at: float) -> Call:
+    """An embedding, an Anthropic call, a job of either, or a job whose end is told twice."""
+    call = Call(at=at, number=number, kind=Kind.JOB, path="/api/chat", model="quick-a", options={})
+    pause, webhook = random.uniform(0.0, 2.0), random.randrange(RECEIVERS)
+    choice = random.randrange(6)
+    if choice < 2:
+        path = random.choice(("/api/embed", "/v1/embeddings"))
+        return evolve(call, kind=Kind.EMBED, path=path, model=EMBEDDER)
+    if choice < 4:
+        kind, manner = random.choice((Kind.STREAM, Kind.WHOLE)), random.choice(list(Manner))
+        return evolve(call, kind=kind, path="/v1/messages", manner=manner, pause=pause)
+    if choice == 4:
+        return evolve(call, path=random.choice(("/api/embed", "/v1/messages")), webhook=webhook)
+    return evolve(call, then=Then.REDELIVER, webhook=webhook, pause=2 * pause)
+
+
 def _job(random: Random, kind: Kind, key: str) -> dict[str, Any]:
     """What only async jobs have."""
     more: dict[str, Any] = {}
@@ -200,5 +231,5 @@ def _job(random: Random, kind: Kind, key: str) -> dict[str, Any]:
     if kind is Kind.BATCH:
         more["lines"] = random.randrange(2, 30)
     elif random.random() < 0.4:
-        more["then"] = random.choice(list(Then))
+        more["then"] = random.choice(_OFTEN)
     return more

@@ -12,6 +12,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -158,23 +159,53 @@ class Foreman(Child):
 
 
 class Ollama(Child):
-    """FakeOllama with its control routes."""
+    """FakeOllama with its control routes.
+
+    :ivar url: where it serves, in every life.
+    """
 
     def __init__(self) -> None:
+        port, self._control = _free_port(), _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._states: list[dict[str, Any]] = []
+        self._turn = asyncio.Lock()
         spec = ";".join(f"{name},{made}" for name, made in MODELS.items())
-        super().__init__([sys.executable, "-m", "foreman.ollama.fake", "--models", spec], {}, "http://", lines=2)
+        options = {"--models": spec, "--slots": "2", "--port": str(port), "--control-port": str(self._control)}
+        command = [sys.executable, "-m", "foreman.ollama.fake", *chain(*options.items())]
+        super().__init__(command, {}, "http://", lines=2)
 
-    @property
-    def url(self) -> str:
-        """Where it serves."""
-        return self.log[0]
+    async def die(self, seconds: float) -> None:
+        """Cut off everybody, note what it has seen, and be killed; be back after so many seconds, remembering nothing.
 
-    async def control(self, method: str, path: str, document: Any = None) -> Any:
-        """Ask its control routes.
+        :raise Silent: it does not answer, end or listen.
+        """
+        async with self._turn:
+            await self._ask("POST", "refuse")
+            await self._ask("POST", "cut")
+            self._states.append(await self._ask("GET", "state?bodies=1"))
+            await self.end(signal.SIGKILL)
+            await asyncio.sleep(seconds)
+            await self.start()
+            await self.ready()
+
+    async def seen(self) -> dict[str, Any]:
+        """What it has seen in all its lives: `requests`, `loads`.
 
         :raise Silent: there was no answer.
         """
-        port = int(self.log[1].rpartition(":")[2])
+        states = [*self._states, await self.control("GET", "state?bodies=1")]
+        return {what: [thing for state in states for thing in state[what]] for what in ("requests", "loads")}
+
+    async def control(self, method: str, path: str, document: Any = None) -> Any:
+        """Ask its control routes, once it is there.
+
+        :raise Silent: there was no answer.
+        """
+        async with self._turn:
+            return await self._ask(method, path, document)
+
+    async def _ask(self, method: str, path: str, document: Any = None) -> Any:
+        port = self._control
         body = b"" if document is None else json.dumps(document).encode()
         entry = await exchange(port, method, f"/_fake/{path}", body)
         if entry["end"] != "whole" or entry["status"] != 200:

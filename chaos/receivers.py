@@ -24,8 +24,13 @@ ANSWERS = {
     "short": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nok",
     "endless head": b"HTTP/1.1 200 OK\r\n" + b"X-More: and more\r\n" * 20_000,
     "cuts": b"",
+    "gone": b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n",
+    "busy": b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 4\r\nContent-Length: 0\r\n\r\n",
 }
 """What a receiver sends, by its mood, before it closes the connection; one that `hangs` sends nothing and waits."""
+
+REFUSES = ("gone", "busy")
+"""Moods in which it says what is to be done: come no more, or later."""
 
 TAKES = ("well", "short")
 """Moods whose answer has begun with a whole head that says 2xx."""

@@ -16,7 +16,7 @@ from typing import Any
 from chaos.archive import Archive, opened
 from chaos.faults import Faults
 from chaos.load import Load
-from chaos.plan import RECEIVERS, Plan
+from chaos.plan import EMBEDDER, RECEIVERS, Plan
 from chaos.processes import Foreman, Ollama, Silent
 from chaos.receivers import SECRET, Receiver
 
@@ -29,6 +29,7 @@ SETTINGS = {
     "MAX_RUN": "30s",
     "SHUTDOWN_GRACE": "3s",
     "WEBHOOK_SECRET": SECRET,
+    "EMBED_MODEL": EMBEDDER,
 }
 """foreman's, so that what takes minutes in life takes seconds here."""
 
@@ -55,7 +56,7 @@ async def run(
     ollama = Ollama()
     await ollama.start()
     await ollama.ready()
-    settings = SETTINGS | {"HOLD_LINE": "0" if plan.seed % 2 else "7s", "JOB_TTL": f"{ttl:g}s"}
+    settings = SETTINGS | {"HOLD_LINE": "0" if plan.seed % 2 else "7s", "JOB_TTL": f"{ttl:.0f}s"}
     foreman = Foreman(folder, ollama.url, settings)
     trouble: list[str] = []
     began = time.time()
@@ -77,8 +78,8 @@ async def run(
         drained = await _drained(foreman, load)
         if not drained:
             trouble.append(f"not drained {DRAIN} s after the last fault: {await foreman.ask('/healthz')}")
-    except Silent as silent:
-        trouble.append(str(silent))
+    except (Silent, OSError) as error:  # a process that has ended by itself cannot be struck
+        trouble.append(str(error))
     finally:
         for task in (*aside, *load.tasks):
             task.cancel()
@@ -86,7 +87,7 @@ async def run(
         ollama.send(signal.SIGCONT)
         foreman.send(signal.SIGCONT)
         with suppress(Silent):
-            state = await ollama.control("GET", "state?bodies=1")
+            state = await ollama.seen()
             await foreman.end(signal.SIGTERM)
         await ollama.end(signal.SIGKILL)
         for receiver in receivers:
@@ -102,7 +103,7 @@ async def run(
         "lives": foreman.lives,
         "log": foreman.log,
         "target": state,
-        "target_log": ollama.log[2:],
+        "target_log": ollama.log,
         "deliveries": [entry for receiver in receivers for entry in receiver.log],
         "ttl": ttl,
         "database": archive.evidence(entry["job"] for entry in load.log if entry["does"] == "delete"),

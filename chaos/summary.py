@@ -41,7 +41,7 @@ def summary(planned: Plan, evidence: Mapping[str, Any], violations: Sequence[str
             "requests at the target": len(requests),
             "of them struck by a fault": sum(request["fault"] is not None for request in requests),
             "of them cut off by a kill": len(_cut_off(requests, lives)),
-            "loads": evidence["target"].get("counts", {}).get("loads", 0),
+            "loads": len(evidence["target"].get("loads", ())),
             "webhook deliveries": len(deliveries),
             "of them taken": sum(delivery["taken"] for delivery in deliveries),
             "starts of foreman": len(lives),

@@ -167,10 +167,13 @@ def note_body(entry: Entry, body: bytes) -> None:
 
 def _is_final(line: bytes) -> bool:
     """Whether a last line, or a whole answer, says that it is complete."""
-    if line == b"data: [DONE]":
+    if line in (b"data: [DONE]", b'data: {"type":"message_stop"}'):
         return True
     try:
         document = json.loads(line)
     except ValueError:
         return False
-    return isinstance(document, dict) and (document.get("done") is True or document.get("object") == "chat.completion")
+    if not isinstance(document, dict):
+        return False
+    kind = document.get("object", document.get("type"))
+    return document.get("done") is True or kind in ("chat.completion", "message")

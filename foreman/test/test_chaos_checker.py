@@ -37,6 +37,7 @@ def row(seq: int, tag: str | None, state: str, **more: Any) -> dict[str, Any]:
         "sync": int(tag is None),
         "size": seq,
         "model": "quick-a",
+        "endpoint": "/api/chat",
         "runner_model": "digest-a",
         "runner_options": "{}",
         "state": state,
@@ -109,7 +110,7 @@ def evidence() -> Evidence:
         "log": ["all is well"],
         "target": {
             "requests": [run("c1", 100.6), run("c2.1", 101), run("c2.2", 102)],
-            "counts": {"loads": 1},
+            "loads": [{"model": "embedder"}, {"model": "quick-a"}],
         },
         "ttl": 3600,
         "deliveries": [
@@ -413,7 +414,7 @@ def _(evidence: Evidence) -> None:
 @spoils("loads_are_those_of_the_order")
 def _(evidence: Evidence) -> None:
     """It loads again and again for one model."""
-    evidence["target"]["counts"]["loads"] = 9
+    evidence["target"]["loads"] *= 9
 
 
 @spoils("cancelled_jobs_do_not_run")
