@@ -28,19 +28,46 @@ const (
 
 	firstPause   = 200 * time.Millisecond
 	longestPause = 10 * time.Second
+	// longestWish is how much of a Retry-After is believed.
+	longestWish = 10 * time.Minute
 )
+
+// errSilent is what has happened to a connection that brings nothing.
+var errSilent = errors.New("nothing came for too long")
 
 // exchange is one request and the whole body of its answer.
 type exchange struct {
 	method, path string
 	contentType  string // of the body
 	body         []byte
-	key          string        // the idempotency key
-	takes        time.Duration // bounds the time; zero leaves it to the context
+	key          string // the idempotency key
+	// takes bounds the time to the answer's head, and each silence after it;
+	// zero leaves that to the context.
+	takes time.Duration
 }
 
 // send opens the exchange; the answer's status is below 300.
 func (c *Client) send(ctx context.Context, x exchange) (*http.Response, error) {
+	ctx, leave := context.WithCancelCause(ctx)
+	body := &watched{ctx: ctx, leave: leave, takes: x.takes}
+	body.watch()
+	response, err := c.begin(ctx, x)
+	body.timer.Stop()
+	if err != nil {
+		defer leave(nil)
+		return nil, body.told(err)
+	}
+	body.ReadCloser, response.Body = response.Body, body
+	if response.StatusCode < 300 {
+		return response, nil
+	}
+	defer response.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	return nil, answered(response.StatusCode, response.Header, text)
+}
+
+// begin sends the request and waits for the answer's head.
+func (c *Client) begin(ctx context.Context, x exchange) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, x.method, c.base.String()+x.path, bytes.NewReader(x.body))
 	if err != nil {
 		return nil, fmt.Errorf("foreman: %w", err)
@@ -51,25 +78,59 @@ func (c *Client) send(ctx context.Context, x exchange) (*http.Response, error) {
 	if x.key != "" {
 		request.Header.Set("Idempotency-Key", x.key)
 	}
-	response, err := c.http.Do(request)
+	response, err := c.own.Do(request)
 	if err != nil {
 		return nil, lost{fmt.Errorf("foreman: %w", err)}
 	}
-	if response.StatusCode < 300 {
-		return response, nil
+	return response, nil
+}
+
+// watched is an answer's body that ends when it is silent for too long.
+type watched struct {
+	io.ReadCloser
+	ctx   context.Context
+	leave context.CancelCauseFunc
+	takes time.Duration
+	timer *time.Timer
+}
+
+func (w *watched) watch() {
+	takes := w.takes
+	if takes == 0 {
+		takes = forever
 	}
-	defer response.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	return nil, answered(response.StatusCode, response.Header, body)
+	if w.timer == nil {
+		w.timer = time.AfterFunc(takes, func() { w.leave(errSilent) })
+	} else {
+		w.timer.Reset(takes)
+	}
+}
+
+// told is the error, or what was behind it.
+func (w *watched) told(err error) error {
+	if context.Cause(w.ctx) == errSilent {
+		return lost{fmt.Errorf("foreman: %w", errSilent)}
+	}
+	return err
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	w.watch()
+	defer w.timer.Stop()
+	n, err := w.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = w.told(err)
+	}
+	return n, err
+}
+
+func (w *watched) Close() error {
+	defer w.leave(nil)
+	return w.ReadCloser.Close()
 }
 
 // once carries out the exchange and returns the answer's body.
 func (c *Client) once(ctx context.Context, x exchange) ([]byte, error) {
-	if x.takes > 0 {
-		var done context.CancelFunc
-		ctx, done = context.WithTimeout(ctx, x.takes)
-		defer done()
-	}
 	response, err := c.send(ctx, x)
 	if err != nil {
 		return nil, err
@@ -94,6 +155,18 @@ func (c *Client) decode(ctx context.Context, x exchange, v any) error {
 	return nil
 }
 
+// job carries out an exchange whose answer is a job.
+func (c *Client) job(ctx context.Context, x exchange) (*Job, error) {
+	job := new(Job)
+	if err := c.decode(ctx, x, job); err != nil {
+		return nil, err
+	}
+	if job.ID == "" || job.State == "" {
+		return nil, fmt.Errorf("foreman: %s %s: the answer is no job", x.method, x.path)
+	}
+	return job, nil
+}
+
 // persist tries until it succeeds, fails for good, or the context or the
 // patience ends.
 func persist(ctx context.Context, patience time.Duration, try func() error) error {
@@ -109,22 +182,34 @@ func persist(ctx context.Context, patience time.Duration, try func() error) erro
 		if !passes(err) {
 			return err
 		}
-		rest := pause
-		var answer *APIError
-		if errors.As(err, &answer) && answer.RetryAfter > 0 {
-			rest = answer.RetryAfter
-		}
-		rest += rand.N(rest/4 + 1) // so that not all come back at once
+		rest := resting(pause, err)
 		if time.Since(begun)+rest > patience {
 			return err
 		}
-		timer := time.NewTimer(rest)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("foreman: %w", ctx.Err())
+		if err := sleep(ctx, rest); err != nil {
+			return err
 		}
+	}
+}
+
+// resting is for how long to do nothing after an error: a growing pause, or
+// what the answer asks for.
+func resting(pause time.Duration, err error) time.Duration {
+	var answer *APIError
+	if errors.As(err, &answer) && answer.RetryAfter > 0 {
+		pause = min(answer.RetryAfter, longestWish)
+	}
+	return pause + rand.N(pause/4+1) // so that not all come back at once
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("foreman: %w", ctx.Err())
 	}
 }
 

@@ -25,6 +25,8 @@ import (
 type Client struct {
 	base        *url.URL // without a slash at its end
 	http        *http.Client
+	own         *http.Client  // http, but that it follows no redirects
+	silence     time.Duration // that is too long where something should come
 	token       string
 	patience    time.Duration
 	cancelsJobs bool
@@ -72,7 +74,7 @@ func New(baseURL string, options ...Option) (*Client, error) {
 	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return nil, errors.New("foreman: the URL has more than a scheme, a host and a path")
 	}
-	c := &Client{base: base, http: http.DefaultClient, patience: time.Minute}
+	c := &Client{base: base, http: http.DefaultClient, patience: time.Minute, silence: silence}
 	for _, option := range options {
 		option(c)
 	}
@@ -81,6 +83,10 @@ func New(baseURL string, options ...Option) (*Client, error) {
 		authorized.Transport = &bearer{base: base, token: c.token, next: c.http.Transport}
 		c.http = &authorized
 	}
+	// A POST that is redirected may become a GET, which submits nothing.
+	own := *c.http
+	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	c.own = &own
 	return c, nil
 }
 

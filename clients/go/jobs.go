@@ -83,9 +83,9 @@ func newKey() string {
 	return fmt.Sprintf("%x", key)
 }
 
-func (x exchange) posted(body []byte) exchange {
+func (c *Client) posted(x exchange, body []byte) exchange {
 	x.method, x.body = http.MethodPost, body
-	x.takes = silence + time.Duration(len(body)/slowest)*time.Second
+	x.takes = c.silence + time.Duration(len(body)/slowest)*time.Second
 	return x
 }
 
@@ -103,12 +103,13 @@ func (c *Client) Submit(ctx context.Context, r Request) (*Job, error) {
 	if r.IdempotencyKey == "" {
 		r.IdempotencyKey = newKey()
 	}
-	x := exchange{path: "/jobs", contentType: "application/json", key: r.IdempotencyKey}.posted(body)
-	job := new(Job)
-	if err := persist(ctx, c.patience, func() error { return c.decode(ctx, x, job) }); err != nil {
-		return nil, err
-	}
-	return job, nil
+	x := c.posted(exchange{path: "/jobs", contentType: "application/json", key: r.IdempotencyKey}, body)
+	var job *Job
+	err = persist(ctx, c.patience, func() (err error) {
+		job, err = c.job(ctx, x)
+		return err
+	})
+	return job, err
 }
 
 // SubmitMany hands a batch of up to 10,000 jobs over, all of them or none,
@@ -117,6 +118,9 @@ func (c *Client) Submit(ctx context.Context, r Request) (*Job, error) {
 // empty a random one is used. If some of them are bad the [APIError] has
 // their Lines.
 func (c *Client) SubmitMany(ctx context.Context, key string, requests ...Request) ([]Job, error) {
+	if len(requests) == 0 {
+		return nil, nil
+	}
 	var body []byte
 	for i, r := range requests {
 		line, err := r.encode()
@@ -128,10 +132,13 @@ func (c *Client) SubmitMany(ctx context.Context, key string, requests ...Request
 	if key == "" {
 		key = newKey()
 	}
-	x := exchange{path: "/jobs", contentType: "application/x-ndjson", key: key}.posted(body)
+	x := c.posted(exchange{path: "/jobs", contentType: "application/x-ndjson", key: key}, body)
 	var batch struct{ Jobs []Job }
 	if err := persist(ctx, c.patience, func() error { return c.decode(ctx, x, &batch) }); err != nil {
 		return nil, err
+	}
+	if len(batch.Jobs) != len(requests) {
+		return nil, fmt.Errorf("foreman: %d jobs of %d requests", len(batch.Jobs), len(requests))
 	}
 	return batch.Jobs, nil
 }
@@ -143,15 +150,11 @@ func (c *Client) Get(ctx context.Context, id string) (*Job, error) {
 
 // poll looks at a job, when it is over or after wait.
 func (c *Client) poll(ctx context.Context, id string, wait time.Duration) (*Job, error) {
-	x := exchange{method: http.MethodGet, path: jobPath(id, ""), takes: silence + wait}
+	x := exchange{method: http.MethodGet, path: jobPath(id, ""), takes: c.silence + wait}
 	if wait > 0 {
 		x.path += fmt.Sprintf("?wait=%g", wait.Seconds())
 	}
-	job := new(Job)
-	if err := c.decode(ctx, x, job); err != nil {
-		return nil, err
-	}
-	return job, nil
+	return c.job(ctx, x)
 }
 
 // Wait waits for a job to be over, over dropped connections and restarts of
@@ -166,7 +169,8 @@ func (c *Client) Wait(ctx context.Context, id string) (*Job, error) {
 		wait = min(wait, limit/2)
 	}
 	var job *Job
-	for job == nil || !job.State.Final() {
+	for pause := firstPause; job == nil || !job.State.Final(); {
+		asked := time.Now()
 		err := persist(ctx, forever, func() error {
 			seen, err := c.poll(ctx, id, wait)
 			if err == nil {
@@ -177,6 +181,15 @@ func (c *Client) Wait(ctx context.Context, id string) (*Job, error) {
 		if err != nil {
 			return job, err
 		}
+		// An answer before its time comes from a foreman that stops.
+		if job.State.Final() || time.Since(asked) >= wait/2 {
+			pause = firstPause
+			continue
+		}
+		if err := sleep(ctx, resting(pause, nil)); err != nil {
+			return job, err
+		}
+		pause = min(2*pause, longestPause)
 	}
 	if job.State == Failed {
 		return job, &JobError{job}
@@ -233,24 +246,20 @@ func (c *Client) abandon(ctx context.Context, job *Job, r Request) {
 // harm; if it is over for another reason that is an [APIError] with status
 // 409.
 func (c *Client) Cancel(ctx context.Context, id string) (*Job, error) {
-	job := new(Job)
-	err := c.decode(ctx, exchange{path: jobPath(id, "/cancel")}.posted(nil), job)
+	job, err := c.job(ctx, c.posted(exchange{path: jobPath(id, "/cancel")}, nil))
 	var answer *APIError
 	if errors.As(err, &answer) && answer.StatusCode == http.StatusConflict {
 		if seen, err := c.Get(ctx, id); err == nil && seen.Error != nil && seen.Error.Code == "cancelled" {
 			return seen, nil
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return job, nil
+	return job, err
 }
 
 // Artifact reads an artifact of a job: "completion", "content", "thinking" or
 // "partial".
 func (c *Client) Artifact(ctx context.Context, id, name string) ([]byte, error) {
-	return c.once(ctx, exchange{method: http.MethodGet, path: jobPath(id, "/artifacts/"+url.PathEscape(name))})
+	return c.once(ctx, exchange{method: http.MethodGet, path: jobPath(id, "/artifacts/"+url.PathEscape(name)), takes: c.silence})
 }
 
 // Stream reads along with a job: it calls line with each line that the job
@@ -262,7 +271,7 @@ func (c *Client) Artifact(ctx context.Context, id, name string) ([]byte, error) 
 // again, is an [APIError] with status 200; [Client.Wait] tells the two apart.
 // An error of line's ends it too, and is returned as it is.
 func (c *Client) Stream(ctx context.Context, id string, line func(json.RawMessage) error) error {
-	response, err := c.send(ctx, exchange{method: http.MethodGet, path: jobPath(id, "/stream")})
+	response, err := c.send(ctx, exchange{method: http.MethodGet, path: jobPath(id, "/stream"), takes: 3 * c.silence}) // it has a blank every 30 s
 	if err != nil {
 		return err
 	}

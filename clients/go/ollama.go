@@ -65,7 +65,7 @@ type Model struct {
 // Tags lists the models, newest first.
 func (c *Client) Tags(ctx context.Context) ([]Model, error) {
 	var list struct{ Models []Model }
-	err := c.decode(ctx, exchange{method: http.MethodGet, path: "/api/tags", takes: silence}, &list)
+	err := c.decode(ctx, exchange{method: http.MethodGet, path: "/api/tags", takes: c.silence}, &list)
 	return list.Models, err
 }
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import socket
+import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from threading import Condition, Thread
 from types import TracebackType
 from typing import Self
@@ -22,14 +25,35 @@ MOST = 16 * 2**20
 """Bytes of a delivery: a result that is told with its event is short."""
 
 AT_ONCE = 15
-"""Seconds that a sender may be silent for, which is all the time that foreman gives a delivery."""
+"""Seconds that a delivery may take, which is all the time that foreman gives it."""
+
+PIECE = 65536
+"""Bytes that are read of it at once."""
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), handler)
+
     def handle_error(self, *arguments: object) -> None:
         """Say nothing of connections that break: stderr is the program's, and foreman tries again."""
+
+
+def _read(file: BufferedIOBase, length: int) -> bytes:
+    """The body of a delivery.
+
+    :raise TimeoutError: it drips; the server closes the connection then.
+    """
+    pieces, end = [], time.monotonic() + AT_ONCE
+    while length > 0 and (piece := file.read1(min(length, PIECE))):
+        pieces.append(piece)
+        length -= len(piece)
+        if time.monotonic() > end:
+            raise TimeoutError
+    return b"".join(pieces)
 
 
 class Receiver:
@@ -60,8 +84,11 @@ class Receiver:
         self._last: OrderedDict[str, WebhookEvent] = OrderedDict()
         self._unread: deque[WebhookEvent] = deque(maxlen=KEPT)
         self._closed = False
-        self._server = _Server((host, port), self._handler())
-        self.url = url or f"http://{host}:{self._server.server_port}/{secrets.token_urlsafe(16)}"
+        self._server = _Server(host, port, self._handler())
+        place = f"[{host}]" if ":" in host else host
+        self.url = url or f"http://{place}:{self._server.server_port}/{secrets.token_urlsafe(16)}"
+        parts = urlsplit(self.url)
+        self._path = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
         self._thread = Thread(target=self._server.serve_forever, name="foreman-receiver", daemon=True)
 
     def __enter__(self) -> Self:
@@ -79,6 +106,8 @@ class Receiver:
 
     def wait(self, job_id: str, timeout: float | None = None) -> WebhookEvent:
         """Wait until a job is done or has failed, and return the event that says so.
+
+        What was told of the last 10,000 jobs is remembered: who submits more has to wait for the first meanwhile.
 
         :param timeout: seconds after which to wait no longer.
         :raise WaitTimeout: it is not over, as far as was told.
@@ -132,7 +161,7 @@ class Receiver:
                 self.end_headers()
 
             def _status(self) -> int:
-                if self.path != (urlsplit(receiver.url).path or "/"):
+                if self.path != receiver._path:
                     return 404
                 length = self.headers.get("Content-Length", "")
                 if not (length.isascii() and length.isdigit()):
@@ -140,7 +169,7 @@ class Receiver:
                 if int(length[:12]) > MOST:
                     return 413
                 try:
-                    receiver._take(dict(self.headers.items()), self.rfile.read(int(length)))
+                    receiver._take(dict(self.headers.items()), _read(self.rfile, int(length)))
                 except InvalidSignature:
                     return 401
                 except NotForeman:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreman.client import InvalidSignature, NotForeman, Receiver, WaitTimeout, WebhookEvent, verify
-from foreman.client.receiver import KEPT, MOST
+from foreman.client.receiver import KEPT, MOST, _Server
 from foreman.webhooks.signing import sign
 
 NOW = 1795256645.0
@@ -234,6 +234,36 @@ def test_a_receiver_everywhere_needs_an_address() -> None:
     """Listening on every address is no address that foreman could be told."""
     with pytest.raises(ValueError, match="told its url"):
         Receiver(secret=None, host="0.0.0.0")  # noqa: S104
+
+
+def test_a_receiver_whose_url_has_a_query() -> None:
+    """A url may have a query, as a secret of its own: with it the delivery is taken, without it it is not."""
+    with Receiver(secret=None, url="http://nas/hook?key=a") as receiver:
+        port = receiver._server.server_port
+        assert httpx.post(f"http://127.0.0.1:{port}/hook?key=a", content=BODY).status_code == 204
+        assert httpx.post(f"http://127.0.0.1:{port}/hook?key=b", content=BODY).status_code == 404
+
+
+def test_a_receiver_on_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver may listen on an IPv6 address, and its url says so as URLs do."""
+    bound: list[Any] = []
+    monkeypatch.setattr(_Server, "server_bind", lambda self: bound.append(self.socket.family))
+    monkeypatch.setattr(_Server, "server_activate", lambda self: None)
+    monkeypatch.setattr(_Server, "server_port", 9000, raising=False)
+    receiver = Receiver(secret=None, host="::1")
+    receiver._server.server_close()
+    assert receiver.url.startswith("http://[::1]:9000/")
+    assert bound == [socket.AF_INET6]
+
+
+def test_a_delivery_that_drips_is_cut(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that sends a byte now and then does not hold a thread for ever: its time is that of a delivery."""
+    monkeypatch.setattr("foreman.client.receiver.AT_ONCE", 0.0)
+    with socket.create_connection(("127.0.0.1", receiver._server.server_port)) as connection:
+        head = f"POST {receiver._path} HTTP/1.1\r\nContent-Length: 1000\r\n\r\n{{"
+        connection.sendall(head.encode())
+        connection.settimeout(60)
+        assert connection.recv(1) == b""
 
 
 def test_a_receiver_elsewhere_is_told_by_its_url() -> None:

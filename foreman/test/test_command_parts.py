@@ -5,16 +5,30 @@ from __future__ import annotations
 import io
 import json
 import unicodedata
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+from attrs import define
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreman.client import Artifact, ForemanError, JobFailed, JobInfo, JobState, NotReachable, Rejected, WaitTimeout
+from foreman.client import (
+    Artifact,
+    Chunk,
+    ForemanError,
+    JobFailed,
+    JobInfo,
+    JobState,
+    NotReachable,
+    Rejected,
+    WaitTimeout,
+)
 from foreman.command.inputs import Duration, Object, Option, batch_of
+from foreman.command.reading import read_along
 from foreman.command.screen import Screen, plain, printable, seconds
 from foreman.command.settings import DEFAULT_URL, Settings, UnusableSettings, read_settings
 from foreman.command.talking import Exit, Said
@@ -98,6 +112,47 @@ def test_nothing_printed_gives_orders_to_a_terminal(text: str) -> None:
     assert all(each in "\n\t\u200d" or unicodedata.category(each) not in ("Cc", "Cf") for each in shown)
     if text.isprintable():
         assert shown == text
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what it is given."""
+
+    def isatty(self) -> bool:
+        """It is one."""
+        return True
+
+
+@define
+class Spoken:
+    """A job that has been answered so."""
+
+    chunks: list[Chunk]
+    state: JobState = JobState.WORKING
+    position: int | None = None
+
+    def stream(self, timeout: float | None = None) -> Iterator[Chunk]:
+        """The answer."""
+        return iter(self.chunks)
+
+
+def test_thoughts_give_no_orders_to_a_terminal_either() -> None:
+    """What a model thinks is shown beside the answer as harmless as that, and not broken into lines of ours."""
+    err = Terminal()
+    thought = "\x1b]0;owned\x07" + "so " * 100
+    job: Any = Spoken([Chunk(thinking=thought), Chunk(text="hi")])
+    read_along(Screen(io.StringIO(), err, as_json=False), job)
+    assert "\x1b]" not in err.getvalue()
+    assert "\x07" not in err.getvalue()
+    assert "so " * 100 in err.getvalue()
+
+
+def test_calls_of_tools_are_json() -> None:
+    """A program that reads the answer can read the calls in it."""
+    out = io.StringIO()
+    call = {"name": "weather", "arguments": {"where": "K\u00f6ln", "now": True}}
+    job: Any = Spoken([Chunk(tool_calls=({"function": call},))])
+    read_along(Screen(out, io.StringIO(), as_json=False), job)
+    assert json.loads(out.getvalue()) == call
 
 
 def test_plain_lines_off_a_terminal() -> None:

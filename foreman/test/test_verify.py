@@ -22,18 +22,19 @@ from foreman.verify.compare import differences, shape_differences
 from foreman.verify.findings import Finding, Verdict
 from foreman.verify.questions import NOBODY, Question, long_chat
 from foreman.verify.selftest import Unusable, choose, compare
-from foreman.verify.timing import timing
+from foreman.verify.timing import SHORTEST, timing
 from foreman.verify.wire import Answer, NotReached, Piece, Place
 
 LONG = "each number on a line"
 
 
 def words(ask: Any) -> Iterable[str]:
-    """Few of them, but for the question that wants many."""
-    return [f" {number}" for number in range(64 if LONG in ask.prompt else 4)]
+    """Few of them, but for the question that wants many: so many that it takes little more than `SHORTEST`."""
+    return [f" {number}" for number in range(int(1.1 * SHORTEST * RATE) if LONG in ask.prompt else 4)]
 
 
-COUNTS = FakeModel(name="counts", size=1, answer=words, token_rate=20.0)
+RATE = 50.0
+COUNTS = FakeModel(name="counts", size=1, answer=words, token_rate=RATE)
 CHAT = {"model": "counts", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = Question("chat", "POST", "/api/chat", CHAT, streams=True)
 VERSION = Question("version", "GET", "/api/version")
