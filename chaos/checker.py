@@ -46,7 +46,7 @@ STEPS = (1.0, 2.0, 4.0, 8.0, 16.0, 60.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0
 
 TAG = re.compile(r"chaos (c[0-9]+(?:\.[0-9]+)?) says")
 
-MAX_ATTEMPTS = 3
+EMBED_TAG = re.compile(r"embed (c[0-9]+) now")
 
 
 class Facts:
@@ -180,7 +180,7 @@ def cuts_have_a_cause(facts: Facts) -> Iterator[str]:
 def answers_are_the_contracts(facts: Facts) -> Iterator[str]:
     """The statuses are those of the contract: 503 says when to come again, 5xx is the target's word or the row's."""
     for entry in facts.exchanges:
-        if entry["end"] != "whole":
+        if entry["end"] != "whole" or _carried_into_trouble(facts, entry):
             continue
         status, does = entry["status"], entry["does"]
         if status == 503:
@@ -211,6 +211,13 @@ ALLOWED = {
 }
 
 
+def _carried_into_trouble(facts: Facts, entry: Entry) -> bool:
+    """Whether it is an embedding call that broke at the target: such a call is carried at once, and once."""
+    return bool(
+        entry["does"] == "embed" and entry["status"] >= 500 and facts.troubled(entry["sent_at"], entry["ended_at"])
+    )
+
+
 def _said_by_target(facts: Facts, entry: Entry, status: int) -> bool:
     return any(run["status"] == status for run in facts.runs[entry["tag"]])
 
@@ -226,6 +233,19 @@ def bytes_are_the_targets(facts: Facts) -> Iterator[str]:
         if not entry["done"] and '"error"' in entry.get("text", "") and (entry["held"] or entry["does"] == "stream"):
             continue  # told in the body: the line was held
         yield f"{_told(entry)} is not what the target sent: {_runs(facts, entry['tag'])}"
+
+
+def embeddings_are_the_targets(facts: Facts) -> Iterator[str]:
+    """An embedding call for the pinned model gets exactly what the target sent for it, and is no job."""
+    sent: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for request in facts.evidence["target"].get("requests", ()):
+        if (found := EMBED_TAG.search(request["body"])) and request["outcome"] == "answered":
+            sent[found[1]].append((request["sent"], request["crc"]))
+    for entry in facts.exchanges:
+        if entry["does"] != "embed" or entry["end"] != "whole" or entry["status"] != 200:
+            continue
+        if (entry["bytes"], entry["crc"]) not in sent[entry["tag"]] or "job" in entry:
+            yield f"{_told(entry)} is not what the target sent: {sent[entry['tag']]}"
 
 
 def whole_answers_are_rows_that_ended_well(facts: Facts) -> Iterator[str]:
@@ -481,6 +501,7 @@ RULES: tuple[Rule, ...] = (
     cuts_have_a_cause,
     answers_are_the_contracts,
     bytes_are_the_targets,
+    embeddings_are_the_targets,
     whole_answers_are_rows_that_ended_well,
     accepted_jobs_end_once,
     nothing_is_forgotten_early,

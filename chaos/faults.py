@@ -140,9 +140,7 @@ class Faults:
 
     async def refuse(self, strike: Strike) -> str:
         """Nobody listens."""
-        await self.ollama.control("POST", "refuse")
-        await asyncio.sleep(strike.seconds)
-        await self.ollama.control("POST", "accept")
+        await self.ollama.refuse(strike.seconds)
         return ""
 
     async def cut(self, _: Strike) -> str:

@@ -188,6 +188,16 @@ class Ollama(Child):
             await self.start()
             await self.ready()
 
+    async def refuse(self, seconds: float) -> None:
+        """Do not listen for so many seconds; nor be killed meanwhile: who comes back from that listens.
+
+        :raise Silent: it does not answer.
+        """
+        async with self._turn:
+            await self._ask("POST", "refuse")
+            await asyncio.sleep(seconds)
+            await self._ask("POST", "accept")
+
     async def seen(self) -> dict[str, Any]:
         """What it has seen in all its lives: `requests`, `loads`.
 

@@ -101,6 +101,7 @@ def evidence() -> Evidence:
             exchange("c5", "delete", 102, job="job-5", status=204),
             exchange("c6", "stream", 109.5, size=6, unique=True, end="cut", status=None),
             exchange("c7", "page", 110, end="refused", status=None),
+            exchange("c8", "embed", 100, bytes=100, crc=5),
         ],
         "strikes": [{"fault": "kill -9", "at": 110.0, "until": 112.0}],
         "lives": [
@@ -109,7 +110,12 @@ def evidence() -> Evidence:
         ],
         "log": ["all is well"],
         "target": {
-            "requests": [run("c1", 100.6), run("c2.1", 101), run("c2.2", 102)],
+            "requests": [
+                run("c1", 100.6),
+                run("c2.1", 101),
+                run("c2.2", 102),
+                run("c8", 100.6, path="/api/embed", body='{"model": "embedder", "input": "embed c8 now"}'),
+            ],
             "loads": [{"model": "embedder"}, {"model": "quick-a"}],
         },
         "ttl": 3600,
@@ -275,6 +281,18 @@ def _(evidence: Evidence) -> None:
     requests(evidence)[0] |= {"sent": 50, "outcome": "cut"}
 
 
+@spoils("embeddings_are_the_targets")
+def _(evidence: Evidence) -> None:
+    """Somebody has another's vectors."""
+    evidence["exchanges"][9]["crc"] = 6
+
+
+@spoils("embeddings_are_the_targets")
+def _(evidence: Evidence) -> None:
+    """An embedding call waited in the queue."""
+    evidence["exchanges"][9]["job"] = "job-8"
+
+
 @spoils("whole_answers_are_rows_that_ended_well")
 def _(evidence: Evidence) -> None:
     """The client has its answer, the row says that it failed."""
@@ -387,7 +405,7 @@ def _(evidence: Evidence) -> None:
 @spoils("no_run_is_hidden")
 def _(evidence: Evidence) -> None:
     """A job is done that the target never heard of."""
-    requests(evidence).pop()
+    requests(evidence).pop(2)
 
 
 @spoils("one_at_a_time")
