@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
+from rich.text import Text
+
 from foreman.client import ForemanError, Job, JobState
-from foreman.command.screen import Screen, seconds
+from foreman.command.screen import Screen, printable, seconds
 
 LOOK = 1.0
 """Seconds between two looks at a job that waits."""
@@ -51,7 +53,9 @@ def _progress(screen: Screen, job: Job) -> Iterator[None]:
                 try:
                     status.update(_waiting_for(job.refresh()))
                 except ForemanError as error:
-                    status.update(str(error))
+                    status.update(Text(printable(str(error))))
+                except RuntimeError:
+                    return  # the answer was there first, and the client is closed
 
         looking = Thread(target=look, daemon=True)
         looking.start()

@@ -63,7 +63,7 @@ class _Pulse:
         Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        with suppress(ForemanError):  # how the job ends is seen elsewhere
+        with suppress(ForemanError, RuntimeError):  # how the job ends is seen elsewhere, perhaps sooner
             for chunk in self._job.stream():
                 self._last = time.monotonic()
                 # What comes first is all that came before we listened.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from foreman.ollama.fake import FakeModel, FakeOllama, default_models
-from foreman.test.harness import Child, daemon, fake_ollama
+from foreman.test.harness import Child, daemon, eventually, fake_ollama
 from foreman.test.liar import Headers, Lie, lying
 from foreman.verify.compare import differences, shape_differences
 from foreman.verify.findings import Finding, Verdict
@@ -34,6 +35,7 @@ def words(ask: Any) -> Iterable[str]:
 
 
 RATE = 50.0
+PROGRAM = (sys.executable, "-c", "from foreman.verify import verify; verify()")
 COUNTS = FakeModel(name="counts", size=1, answer=words, token_rate=RATE)
 CHAT = {"model": "counts", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = Question("chat", "POST", "/api/chat", CHAT, streams=True)
@@ -49,8 +51,7 @@ def target() -> Any:
 @asynccontextmanager
 async def command(folder: Path, *arguments: str, status: int) -> AsyncIterator[Child]:
     """The command as operators run it, ended with that status."""
-    program = "from foreman.verify import verify; verify()"
-    child = Child(folder, "verify", [sys.executable, "-c", program, *arguments], {"COLUMNS": "200"})
+    child = Child(folder, "verify", [*PROGRAM, *arguments], {"COLUMNS": "200"})
     try:
         child.start()
         assert await child.exit_status(within=240) == status, child.output + child.errors
@@ -300,13 +301,21 @@ async def test_the_model_that_is_asked() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_nobody_there_is_status_3(tmp_path: Path) -> None:
-    """A side that cannot be reached is told in a line and ends with 3; an address that cannot be one, with 2."""
+    """A side that is away is told in a line and ends with 3; an address that is none, with 2; Ctrl-C, with 130."""
     async with target() as fake:
         nobody = "http://127.0.0.1:9"
         for sides in ((fake.url, nobody), (nobody, fake.url)):
             async with command(tmp_path, "--direct", sides[0], "--through", sides[1], status=3) as run:
                 assert run.errors.startswith(f"foreman verify: {nobody} cannot be reached: ")
                 assert run.errors.count("\n") == 1
+        working = Child(tmp_path, "verify", [*PROGRAM, "--direct", fake.url, "--through", fake.url])
+        asked = len(fake.requests)
+        working.start()
+        try:
+            await eventually(lambda: len(fake.requests) > asked + 5, within=60)
+            assert await working.end(signal.SIGINT) == 130
+        finally:
+            working.destroy()
         for bad in ("ftp://h", "h:8080", "http://h:x", "http://u@h"):
             async with command(tmp_path, "--direct", bad, "--through", fake.url, status=2) as run:
                 assert "Traceback" not in run.errors
