@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from chaos.checker import TAG
+from chaos.facts import TAG
 
 Row = dict[str, Any]
 

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from chaos.checker import RULES
 from chaos.flat import LEAST, SERIES, WARM_UP, stretches
+from chaos.rules import RULES
 from chaos.summary import COLUMNS, Summary, faults_table, kept, kept_soak, totals
 
 ROOT = Path(__file__).parents[1]

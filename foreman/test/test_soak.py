@@ -217,7 +217,7 @@ def test_a_seed_is_a_plan() -> None:
     planned = soak.soak_plan(7, length=HOUR, rate=1, pause=10)
     assert planned == soak.soak_plan(7, length=HOUR, rate=1, pause=10)
     assert planned != soak.soak_plan(8, length=HOUR, rate=1, pause=10)
-    assert len(planned.calls) == HOUR
+    assert HOUR <= len(planned.calls) < 2 * HOUR
     struck = [{strike.fault for strike in stretch} for stretch in planned.stretches]
     assert [bool(faults & set(soak.RESTARTS)) for faults in struck] == [True, False, True, False, True]
 
