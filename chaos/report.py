@@ -24,10 +24,10 @@ TEXT = """# Reliability: what foreman goes through
 This page is made by `python -m chaos --report` from the rounds that `make chaos` has run, and the last `make soak`.
 
 A round is the real daemon and FakeOllama as processes, some hundreds of clients, webhook receivers, and faults; which
-and when is decided by a seed. Clients stream, wait, submit jobs and batches, repeat idempotency keys, cancel, delete,
-read slowly, half-close, and leave at every stage. Then the faults stop, everything has to come to its end within
-{drain:g} s, and a checker that knows nothing of foreman's code compares what the clients, the target, the receivers and
-the database have seen.
+and when is decided by a seed. Clients of Ollama's, OpenAI's and Anthropic's routes stream, wait, embed, submit jobs and
+batches, repeat idempotency keys, cancel, delete, have ends told again, read slowly, half-close, and leave at every
+stage. Then the faults stop, everything has to come to its end within {drain:g} s, and a checker that knows nothing of
+foreman's code compares what the clients, the target, the receivers and the database have seen.
 
 ## In all
 
