@@ -121,12 +121,16 @@ def _watch(desk: Desk, jobs: Sequence[Job], timeout: float | None) -> int:
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             remark = ""
+            over: list[Text] = []
             try:
                 for job in watch.look(most):
                     rate = f", {speed(job)} tokens/s" if speed(job) else ""
-                    console.print(Text(printable(f"{job.job_id}  {state(job)}  {job.model}{rate}"), STYLES[job.state]))
+                    over.append(Text(printable(f"{job.job_id}  {state(job)}  {job.model}{rate}"), STYLES[job.state]))
             except (NotReachable, Unavailable) as error:
                 remark = str(error)
+            finally:
+                if over:
+                    console.print(*over, sep="\n")
             if not watch.pending:
                 return Exit.FAILED if watch.failed else 0
             if time.monotonic() >= deadline:
@@ -135,4 +139,5 @@ def _watch(desk: Desk, jobs: Sequence[Job], timeout: float | None) -> int:
             drawn = table(COLUMNS, watch.rows(most))
             drawn.caption = remark or (f"and {more} more" if more > 0 else None)
             live.update(drawn, refresh=True)
-            time.sleep(LOOK)
+            if not over:  # else those that were not shown may be over, too
+                time.sleep(LOOK)

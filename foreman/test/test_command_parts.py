@@ -8,11 +8,12 @@ import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import pytest
-from attrs import define
+from attrs import define, evolve, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ from foreman.command.reading import read_along
 from foreman.command.screen import Screen, plain, printable, seconds
 from foreman.command.settings import DEFAULT_URL, Settings, UnusableSettings, read_settings
 from foreman.command.talking import Exit, Said
+from foreman.command.waiting import wait_for
 
 HERE, THERE = "http://here:1", "http://there:2"
 
@@ -144,6 +146,27 @@ def test_thoughts_give_no_orders_to_a_terminal_either() -> None:
     assert "\x1b]" not in err.getvalue()
     assert "\x07" not in err.getvalue()
     assert "so " * 100 in err.getvalue()
+
+
+@frozen(kw_only=True)
+class Over(JobInfo):
+    """A job that is over when it is looked at."""
+
+    def refresh(self) -> Over:
+        """Look."""
+        return evolve(self, state=JobState.DONE)
+
+
+def test_many_jobs_that_are_over_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal that shows some of many jobs, those that ended meanwhile do not take a second a screenful."""
+    slept: list[float] = []
+    monkeypatch.setattr("foreman.command.waiting.time.sleep", slept.append)
+    out = Terminal()
+    jobs: Any = [Over(job_id=f"J{number}", state=JobState.QUEUED) for number in range(200)]
+    desk: Any = SimpleNamespace(screen=Screen(out, io.StringIO(), as_json=False))
+    assert wait_for(desk, jobs, timeout=None) == 0
+    assert out.getvalue().count("done") == 200
+    assert slept == []
 
 
 def test_calls_of_tools_are_json() -> None:
