@@ -67,8 +67,7 @@ def test_peaks_and_teeth_do_not_grow() -> None:
 def test_the_warm_up_is_not_judged() -> None:
     """What a process takes in its first minute it may keep: what it has afterwards is what counts."""
     assert judged(samples(memory=lambda at: 60 if at > WARM_UP else 30)) == []
-    early = samples(seconds=WARM_UP + 4 * LEAST, threads=lambda at: 1 if at < WARM_UP else 20)
-    assert judged(early) == []
+    assert {one.seconds for one in stretches(samples())} == {HOUR - EVERY - WARM_UP}
 
 
 def test_memory_is_judged_in_each_process() -> None:
