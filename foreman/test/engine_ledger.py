@@ -183,6 +183,8 @@ class Ledger:
         for row in self.rows:
             _, seq, state, attempt, failures, code, not_before, model = stored[row.id]
             row.runner = evolve(row.runner, model=model)
+            if failures == max(0, row.failures - self.lifted.get(seq, 0)):
+                row.failures = failures
             if (state, attempt) == (row.state, row.attempt):
                 continue
             assert row.state not in OVER, "what was over has moved"
