@@ -178,6 +178,32 @@ async def test_a_stop_does_not_wait_for_a_renewal(monkeypatch: pytest.MonkeyPatc
         second.leave()
 
 
+@pytest.mark.parametrize("warm", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_job_that_is_being_picked_when_foreman_stops_waits_again(*, warm: bool) -> None:
+    """Foreman stops while a pick is on its way to the disk: the job never looks as if foreman had died with it."""
+    async with house() as here:
+        if warm:
+            await here.ask("POST", "/api/chat", chat("tiny-a"))
+        worker, store = here.foreman._worker, here.foreman._store
+        before = len(generations(here))
+        stopped: list[Deferred[None]] = []
+
+        def asked_for() -> None:
+            look()
+            stopped.append(Deferred.fromCoroutine(worker.stop()))
+
+        look, store.on_coming = store.on_coming, asked_for
+        sending = await here.send("POST", "/jobs", chat("tiny-a"))
+        await eventually(lambda: stopped)
+        await stopped[0]
+        await store.try_writing()  # behind whatever is still to be written
+        row = (await here.rows())[-1]
+        assert (row["state"], row["failures"]) == ("queued", 0)
+        assert len(generations(here)) == before
+        sending.leave()
+
+
 # -- loading and renewing ----------------------------------------------------------------------------------------------
 
 

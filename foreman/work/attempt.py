@@ -111,7 +111,9 @@ class Attempts:
         try:
             if taken.submission is None:
                 caller = self.switchboard.find(job.id)
-            else:
+            if self.stopping:  # since it was asked for
+                raise CancelledError
+            if taken.submission is not None:
                 caller = await self._recorder(job, taken.submission)
             if caller is not None and not caller.closed:
                 caller.job = job

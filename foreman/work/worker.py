@@ -93,6 +93,7 @@ class Worker:
         self._looks: DeferredQueue[None] = DeferredQueue()
         self._alarm: IDelayedCall | None = None
         self._loop: Deferred[None] | None = None
+        self._taking: Deferred[Taken | None] | None = None
         self._run: Deferred[None] | None = None
         self._through: list[Deferred[None]] = []  # who waits for the job in hand to be over
 
@@ -143,6 +144,8 @@ class Worker:
         self._attempts.stopping = self._aftermath.stopping = True
         if self._alarm is not None and self._alarm.active():
             self._alarm.cancel()
+        if self._taking is not None:
+            await self._taking  # its commit goes on whatever happens: the job it brings is put back
         run, loop = self._run, self._loop
         if run is not None and self.running is not None:
             grace = self._patience.shutdown_grace if self.running.state is JobState.WORKING else 0.0
@@ -240,7 +243,14 @@ class Worker:
     async def _take(self) -> Taken | None:
         aside = self.set_aside()
         self._attempts.aside = {runner: self._attempts.aside[runner] for runner in aside}
-        return await self._store.take(resident=self._residency.resident, warm=self._residency.is_warm(), aside=aside)
+        residency = self._residency
+        self._taking = Deferred.fromCoroutine(
+            self._store.take(resident=residency.resident, warm=residency.is_warm(), aside=aside)
+        )
+        try:
+            return await self._taking
+        finally:
+            self._taking = None
 
     async def _settle(self) -> None:
         owes = self._residency.owes()
