@@ -25,7 +25,7 @@ LEAST = 120.0
 class Series:
     """One thing that is sampled.
 
-    :ivar unit: in which it is counted.
+    :ivar unit: in which it is measured, empty if it is counted.
     :ivar factor, more: the last quarter may be so many times the second, and so much more.
     :ivar by_life: judged in each process by itself: a new one begins anew.
     """
@@ -46,8 +46,8 @@ SERIES: Mapping[str, Series] = {
     "threads": Series("", 1.0, 2),
     "log": Series("MiB", 1.25, 4, by_life=True),
     "database": Series("MiB", 1.25, 4),
-    "queue": Series("jobs", 1.25, 50),
-    "jobs": Series("jobs", 1.25, 100),
+    "queue": Series("", 1.25, 50),
+    "jobs": Series("", 1.25, 100),
 }
 """What is judged, and how much is much: loads that come at random make queues, and so jobs, that differ by as much."""
 
@@ -103,5 +103,5 @@ def _told(one: Stretch) -> str:
 
 
 def _quarters(one: Stretch) -> str:
-    unit = SERIES[one.name].unit
-    return f"{one.second:g} {unit} in the second quarter of {one.seconds:.0f} s, {one.last:g} {unit} in the last"
+    second, last = (f"{value:g} {SERIES[one.name].unit}".rstrip() for value in (one.second, one.last))
+    return f"{second} in the second quarter of {one.seconds:.0f} s, {last} in the last"
