@@ -87,11 +87,17 @@ is SQLite's write-ahead log, *queue* the jobs that are not over, *jobs* all that
 
 
 def write(drain: float) -> int:
-    """Write the page and draw its figure; 1 if there is nothing to draw with."""
-    soak = kept_soak()
-    PAGE.write_text(page(kept(), drain, soak))
-    if soak is None:
-        return 0
+    """Write the page and draw its figure; 1 if there are no rounds to tell of, or nothing to draw with."""
+    rounds, soak = kept(), kept_soak()
+    if not rounds:
+        sys.stderr.write("there are no rounds; run `make chaos` first\n")
+        return 1
+    PAGE.write_text(page(rounds, drain, soak))
+    return 0 if soak is None else draw(soak)
+
+
+def draw(soak: Summary) -> int:
+    """Draw the figure of a soak; 1 if there is nothing to draw with."""
     if not PLOT_PYTHON.exists():
         sys.stderr.write("there is nothing to draw with: `make soak` and `make chaos-report` install it\n")
         return 1

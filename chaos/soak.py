@@ -95,12 +95,11 @@ def main(argv: Sequence[str]) -> int:
         keep_evidence(options.keep / str(seed), planned, evidence | {"samples": sampler.samples}, [])
     samples = _loaded(sampler.samples, evidence)
     violations = check(evidence) + judged(samples)
-    one = summary(planned, evidence, violations, time.monotonic() - began)
-    keep_soak(
-        one | {"length": options.length, "rate": options.rate, "ttl": TTL, "strikes": _strikes(evidence)}, samples
-    )
+    more = {"length": options.length, "rate": options.rate, "ttl": TTL, "strikes": _strikes(evidence)}
+    one = {**summary(planned, evidence, violations, time.monotonic() - began), **more, "samples": samples}
+    keep_soak(one)
     print("\n".join(violations) or "clean")
-    return report.write(rounds.DRAIN) or int(bool(violations))
+    return report.draw(one) or int(bool(violations))
 
 
 def _loaded(samples: Sequence[Sample], evidence: Mapping[str, Any]) -> list[Sample]:

@@ -88,10 +88,11 @@ def kept() -> list[Summary]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
 
 
-def keep_soak(one: Summary, samples: Sequence[Mapping[str, float]]) -> None:
+def keep_soak(one: Summary) -> None:
     """Keep a soak instead of the one before, with a line for each sample."""
-    lines = ",\n".join(f"  {json.dumps(sample)}" for sample in samples)
-    SOAK.write_text(json.dumps(one, indent=1).removesuffix("\n}") + f',\n "samples": [\n{lines}\n ]\n}}\n')
+    lines = ",\n".join(f"  {json.dumps(sample)}" for sample in one["samples"])
+    rest = json.dumps({name: value for name, value in one.items() if name != "samples"}, indent=1)
+    SOAK.write_text(rest.removesuffix("\n}") + f',\n "samples": [\n{lines}\n ]\n}}\n')
 
 
 def kept_soak() -> Summary | None:
