@@ -238,11 +238,17 @@ class Ledger:
         assert engine.now() >= self.paused_until, "a paused foreman takes a job"
         assert seconds >= self.busy_until, "the target was to be left alone"
         assert self.target.generation is None
-        assert resident == self.belief, "that runner is not resident"
+        assert resident == (self.belief and self.known(self.belief)), "that runner is not resident"
         assert not warm or (resident is not None and seconds < self.warm_until), "taken for warm"
         assert not self.unwritten, "a job is taken while an end cannot be written"
-        aside = frozenset(runner for runner, until in self.aside.items() if until > seconds)
+        aside = frozenset(self.known(runner) for runner, until in self.aside.items() if until > seconds)
         self.look = Look(engine.now(), seconds, resident, warm, aside)
+
+    def known(self, runner: Runner) -> Runner:
+        """A runner by its model's digest, if foreman has a list."""
+        if not self.engine.inventory.models:
+            return runner
+        return evolve(runner, model=DIGESTS.get(runner.model, runner.model))
 
     @judge
     def moved(self, move: Move) -> None:
@@ -449,7 +455,8 @@ class Ledger:
         assert row is not None
         whole = how not in NO_ANSWER
         self.ends(row, ENDS[how], whole=whole, begun=ask.begun or whole, load=False)
-        if how == "done" and self.belief == row.runner and (row.renewed or "keep_alive" not in ask.body):
+        same = self.belief is not None and self.known(self.belief) == self.known(row.runner)
+        if how == "done" and same and (row.renewed or "keep_alive" not in ask.body):
             self.warm_until = self.engine.clock.seconds() + 2.0
         else:
             self.warm_until = 0.0

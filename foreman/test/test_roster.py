@@ -8,10 +8,11 @@ import pytest
 import pytest_twisted
 
 from foreman.job import Runner
-from foreman.ollama.fake import Fault
+from foreman.ollama.fake import Fault, default_models
 from foreman.ollama.listings import Model
 from foreman.test.harness import chat, eventually, house
 from foreman.test.strategies import SteppedDatabase, new_job
+from foreman.test.test_moods import bodies
 from foreman.work import roster
 from foreman.work.roster import Roster
 from foreman.work.store import Store
@@ -86,3 +87,25 @@ async def test_jobs_that_came_while_no_list_was_known_are_of_the_model_that_the_
         assert found is not None
         await eventually(lambda: here.foreman._store.backlog.of(Runner(found.digest)) == 2)
         assert [row["runner_model"] for row in await here.rows()] == [found.digest] * 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_job_that_runs_when_the_first_list_comes_is_followed_by_others_of_its_model() -> None:
+    """It was begun by its model's name, they have got the digest: it is the same model, and nothing is swapped."""
+    async with house(models=default_models(token_rate=2.0)) as here:
+        inventory = here.foreman._inventory
+        await here.ask("POST", "/queue/pause", {"for": "5m"})
+        here.fake.faults.always("/api/tags", Fault.DROP)
+        inventory.models = None
+        jobs = [
+            (await here.ask("POST", "/jobs", chat(model, options={"num_predict": tokens}))).document["job_id"]
+            for model, tokens in (("tiny-a", 1000), ("tiny-b", 1), ("tiny-a", 1))
+        ]
+        await here.ask("POST", "/queue/resume")
+        await eventually(lambda: bodies(here, "/api/chat"))
+        here.fake.faults.clear()
+        await inventory.refresh()
+        await here.ask("POST", f"/jobs/{jobs[0]}/cancel")
+        await here.ask("GET", f"/jobs/{jobs[1]}?wait=20")
+        assert [body["model"] for body in bodies(here, "/api/chat")] == ["tiny-a", "tiny-a", "tiny-b"]
+        assert here.foreman._residency.swaps == 2

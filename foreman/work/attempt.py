@@ -228,7 +228,7 @@ class Attempts:
             self._renewal = Renewal(
                 self.residency,
                 load,
-                lambda: self.store.backlog.of(load.runner) > 0 and not self.pause.active,
+                lambda: self.store.backlog.of(self.residency.known(load.runner)) > 0 and not self.pause.active,
                 self.clock,
             )
             self._renewal.start()

@@ -76,7 +76,6 @@ class _Debt:
 class Residency:
     """The runner that the target holds, as far as foreman knows.
 
-    :ivar resident: the runner of foreman's last generation while the target still lists its model, else None.
     :ivar resident_name: the model as its last job named it; means nothing while `resident` is None.
     :ivar swaps: how many times a runner was loaded that was not there.
     """
@@ -99,7 +98,7 @@ class Residency:
         self._keep_alive = keep_alive
         self._load_timeout = load_timeout
         self._embedder = None if embedder is None else normalise(embedder)
-        self.resident: Runner | None = None
+        self._resident: Runner | None = None
         self.resident_name: str | None = None
         self.swaps = 0
         self._warm_until = 0.0
@@ -109,13 +108,23 @@ class Residency:
 
     # -- what is resident ----------------------------------------------------------------------------------------
 
+    @property
+    def resident(self) -> Runner | None:
+        """The runner of foreman's last generation while the target still lists its model, else None."""
+        return None if self._resident is None else self.known(self._resident)
+
+    def known(self, runner: Runner) -> Runner:
+        """A runner as the queue calls it now: one that had a name for want of a list has a digest with the list."""
+        model = (self._inventory.models or {}).get(runner.model)
+        return runner if model is None else Runner(model.key, runner.options)
+
     def is_warm(self) -> bool:
         """Whether the resident runner needs no load request now."""
-        return self.resident is not None and self._clock.seconds() < self._warm_until
+        return self._resident is not None and self._clock.seconds() < self._warm_until
 
     def disturbed(self) -> None:
         """Something was carried that may have unloaded the resident."""
-        self.resident = None
+        self._resident = None
         self._warm_until = 0.0
         self._debt = None
 
@@ -130,7 +139,7 @@ class Residency:
         Unless `renewed`, the keep_alive the job named itself rules now.  FOREMAN_KEEP_ALIVE=0 cannot be given with a
         load, which it would make an unload; it is owed instead.
         """
-        if self.resident != load.runner:
+        if self.resident != self.known(load.runner):
             return  # disturbed meanwhile
         if load.keep_alive is None and self._keep_alive.seconds == 0:
             self._debt = self._debt or _Debt(load, self._keep_alive)
@@ -148,15 +157,15 @@ class Residency:
         """
         self._loading = True
         try:
-            if self.resident != load.runner:
+            if self.resident != self.known(load.runner):
                 if not await self._make_room(load):
                     self.swaps += 1
                 self._debt = None
             self._warm_until = 0.0
-            self.resident = None
+            self._resident = None
             keep_alive = load.keep_alive or self._keep_alive
             await self._request(load, keep_alive if keep_alive.seconds > 0 else None, self._load_timeout)
-            self.resident, self.resident_name = load.runner, load.name
+            self._resident, self.resident_name = load.runner, load.name
         finally:
             self._loading = False
 
@@ -178,7 +187,7 @@ class Residency:
 
     def owes(self) -> Runner | None:
         """The runner whose client's keep_alive is still to be applied."""
-        return None if self._debt is None else self._debt.load.runner
+        return None if self._debt is None else self.known(self._debt.load.runner)
 
     async def settle(self, *, may_load: bool) -> None:
         """Apply the keep_alive that is owed; one that is not 0 takes a load request, which must find its runner."""
@@ -189,8 +198,8 @@ class Residency:
         try:
             if debt.keep_alive.seconds == 0:
                 await self._unload(debt.load.name, SMALL_CALL)
-                self.resident = None
-            elif may_load and self.resident == debt.load.runner:
+                self._resident = None
+            elif may_load and self.resident == self.known(debt.load.runner):
                 await self._request(debt.load, debt.keep_alive, SMALL_CALL)
         except TargetError as error:
             self._log.warn("Could not apply a client's keep_alive: {error}", error=error, model=debt.load.name)
@@ -256,7 +265,7 @@ class Residency:
         return is_cloud(name) or (self._embedder is not None and normalise(name) == self._embedder)
 
     def _is_other(self, resident: Resident, load: Load) -> bool:
-        wanted, name = load.runner, normalise(resident.name)
+        wanted, name = self.known(load.runner), normalise(resident.name)
         if self.is_beside(name):
             return False
         if not resident.is_model(wanted.model) and name != normalise(load.name):

@@ -127,7 +127,7 @@ class Worker:
     def set_aside(self) -> tuple[Runner, ...]:
         """The runners that would not load and are not tried again yet."""
         now = self._clock.seconds()
-        return tuple(runner for runner, until in self._attempts.aside.items() if until > now)
+        return tuple(self._residency.known(runner) for runner, until in self._attempts.aside.items() if until > now)
 
     def wake(self) -> None:
         """Look again: there may be something to do."""
@@ -241,11 +241,10 @@ class Worker:
         )
 
     async def _take(self) -> Taken | None:
-        aside = self.set_aside()
-        self._attempts.aside = {runner: self._attempts.aside[runner] for runner in aside}
-        residency = self._residency
+        residency, aside, now = self._residency, self._attempts.aside, self._clock.seconds()
+        self._attempts.aside = {runner: until for runner, until in aside.items() if until > now}
         self._taking = Deferred.fromCoroutine(
-            self._store.take(resident=residency.resident, warm=residency.is_warm(), aside=aside)
+            self._store.take(resident=residency.resident, warm=residency.is_warm(), aside=self.set_aside())
         )
         try:
             return await self._taking
