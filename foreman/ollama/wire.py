@@ -1,7 +1,7 @@
 """The connections to the target: how they are opened, written to, kept for the next request, and cut.
 
-A wire carries one exchange at a time.  It is kept only after an answer that ended cleanly, and dropped when the target
-closes it, or says anything, while nobody asks.
+A wire carries one exchange at a time.  It is kept only after an answer that ended cleanly, to a request that had gone
+out whole, and dropped when the target closes it, or says anything, while nobody asks.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import socket
 import typing
 from contextlib import suppress
+from io import BytesIO
 from typing import Any, BinaryIO
 
 from attrs import define
@@ -31,7 +32,7 @@ IDLE = 240.0
 """Seconds after which an idle connection is not trusted any more."""
 
 PIECE = 65536
-"""Bytes of a file that are read and sent at a time."""
+"""Bytes of a body that are read and sent at a time."""
 
 # A target that has moved to another address, where it answers the probes, is noticed on its old connection after a
 # minute and a half.  Each system knows some of the names; macOS says TCP_KEEPALIVE for TCP_KEEPIDLE.
@@ -99,20 +100,34 @@ class Wire(Protocol):
             user.lost(reason)
 
     def send(self, user: User, head: bytes, body: bytes | BinaryIO) -> None:
-        """Send a request for `user`: all of it in one write, unless the body is a long file.
+        """Send a request for `user`: all of it in one write, unless the body is long.
 
         :param body: a file is sent from where it stands, and is left open.
         """
         self.user = user
         self.sent = True
-        if isinstance(body, bytes):
+        if isinstance(body, bytes) and len(body) <= PIECE:
             push(self.transport, head + body)
-        elif (left := remaining(body)) <= PIECE:
-            push(self.transport, head + body.read(left))
+            return
+        file = BytesIO(body) if isinstance(body, bytes) else body
+        left = remaining(file)
+        if left <= PIECE:
+            push(self.transport, head + file.read(left))
         else:
             self.sent = False
             self.transport.write(head)
-            self.transport.registerProducer(_Upload(self, body, left), False)
+            self.transport.registerProducer(_Upload(self, file, left), False)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing waits to be read: words that nobody asked for, or an end."""
+        try:
+            self.transport.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def keep(self) -> None:
         """The exchange has ended cleanly: keep it for the next one, if there is room."""
@@ -137,7 +152,7 @@ def remaining(file: BinaryIO) -> int:
 @implementer(IPullProducer)
 @define(eq=False)
 class _Upload:
-    """A long file on its way, read as fast as the target takes it."""
+    """A long body on its way, read as fast as the target takes it."""
 
     _wire: Wire
     _file: BinaryIO
@@ -186,7 +201,7 @@ class Wires(Factory):
         """Take the one that was used last, None if there is none to be trusted."""
         while self._idle:
             wire = self._idle.pop()
-            if self._reactor.seconds() - wire.idle_since < IDLE:
+            if self._reactor.seconds() - wire.idle_since < IDLE and wire.quiet:
                 return wire
             wire.cut()
         return None

@@ -112,6 +112,43 @@ async def test_only_a_clean_end_keeps_the_connection(said: bytes) -> None:
 
 
 @asynchronous
+async def test_a_second_answer_is_nobodys() -> None:
+    """Who is asked for in the same turn in which an answer ended is not given what the target said behind it."""
+    async with rig() as it:
+        line, asking, _ = await it.asked()
+        sink, others = Recorder(), list[Any]()
+        asking.addCallback(lambda _: others.append(it.ask(sink)))
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 65000\r\nX: "
+        padding = bytes(65536 - 65000 - len(head) - 4).replace(b"\0", b"x")  # one reading ends where the answer does
+        line.say(head + padding + b"\r\n\r\n" + bytes(65000) + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nold")
+        await asking
+        other = await it.server.line()
+        await other.request()
+        other.answer(b"new")
+        await others[0]
+        assert sink.pieces == [b"new"]
+        await line.closed
+
+
+@pytest.mark.parametrize("body", [bytes(50_000_000), io.BytesIO(bytes(50_000_000))], ids=["bytes", "file"])
+@asynchronous
+async def test_an_answer_before_the_request_was_sent_ends_the_connection(body: Any) -> None:
+    """A target that refuses a long body before it has come: the rest of it stands in nobody's way."""
+    async with rig() as it:
+        asking = it.ask(sink := Recorder(), body=body)
+        line = await it.server.line()
+        while not line.received:
+            await line._more()
+        line.transport.pauseProducing()
+        line.answer(b"too long", status=b"413 Too Large")
+        assert (await asking).status == 413
+        assert sink.pieces == [b"too long"]
+        assert it.target._wires._idle == []
+        line.transport.resumeProducing()
+        await line.closed
+
+
+@asynchronous
 async def test_a_paused_answer_that_ends_leaves_its_connection_reading() -> None:
     """Whoever pauses an answer that has come whole: the next one on its connection is read all the same."""
     async with rig() as it:
