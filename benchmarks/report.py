@@ -35,6 +35,22 @@ milliseconds on any machine: nearly all that stands here is small beside it.
 `make bench` measures anew (`make bench BENCH="--quick scale"` one part, roughly), `make bench-report` makes this page.
 """
 
+_MISSED = """\
+## What is missed, and the next levers
+
+The absolute targets are of another machine, and this one was shared; compare what is held against a peer of the same run.
+
+- A queued call: profiles (py-spy, 32 clients) are flat. What leads is the kernel (epoll, send), then Twisted's HTTP
+  server, then the two trips to the database's thread and back, which are the price of a row that is committed before
+  the call goes on. The next levers: fewer waits between web, store and worker for a call that finds foreman idle, and
+  a writer's thread of our own in place of adbapi's pool, which is about half of such a trip (ADR 17 says why not yet).
+- A piece of a stream: two thirds are the system calls themselves, most of the rest Twisted's reactor; parsing is a
+  thousandth (ADR 18). nginx does the same in C. The next lever would be a reactor on uvloop or io_uring: none of
+  those is faster for Twisted today.
+- A line of a batch: half is reading and checking it in Python, half the rows and their indexes, which a bare insert of
+  the same rows has as well.
+"""
+
 _SCALE = """\
 ## A long queue
 
@@ -65,7 +81,7 @@ def page(sections: Sequence[Section]) -> str:
     """The text of docs/performance.md."""
     known = {section.benchmark: section for section in sections}
     ordered = [known[name] for name in NAMES if name in known]
-    parts: list[str] = [_HEAD, *_provenance(ordered), *_targets(ordered)]
+    parts: list[str] = [_HEAD, *_provenance(ordered), *_targets(ordered), _MISSED]
     if "scale" in known:
         parts += [_SCALE, _curves(known["scale"])]
     parts += [_PEERS, _compared(ordered), "## All figures\n"]
