@@ -136,11 +136,52 @@ def test_all_bodies_together_are_bounded() -> None:
     assert step.site.bodies.held == 150 * KB + 1
 
 
+def test_spooled_bodies_and_connections_leave_descriptors_free() -> None:
+    """A large body takes a file: idle connections make room for it, and where none is left the answer is `503`."""
+    step = Step(lambda request: None)
+    step.site.most_files = 5
+    large, ends = post("/api/chat", bytes(IN_MEMORY + 1)), []
+    for _ in range(2):
+        step.send(large)
+        ends.append(step.transport)
+        step.connect()
+    idle = step.transport
+    step.connect()
+    assert not idle.connected
+    step.send(large)
+    assert step.answer().status == 503
+    assert (len(step.site.channels), step.site.files) == (2, 2)
+    step.connect()
+    step.send(post("/api/chat", bytes(IN_MEMORY)))
+    assert step.transport.value() == b""
+    ends[0].loseConnection()
+    assert step.site.files == 1
+    echo(step.native.seen[1])
+    assert step.site.files == 0
+
+
+def test_a_head_begun_behind_an_answer_is_idle() -> None:
+    """Half a request behind one that was answered at once keeps no connection from making room for others."""
+    step = Step(lambda request: None)
+    step.site.most = 1
+    half = step.transport
+    step.send(get("*", method="OPTIONS") + b"GET /api/tags HTTP/1.1\r\nHost: 127")
+    step.connect()
+    assert not half.connected
+    step.send(get("/api/tags"))
+    working = step.transport
+    step.connect()
+    assert (working.connected, step.open) == (True, False)
+
+
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that cannot be spooled is a 503, not a dropped connection."""
 
     class Full:
         def __init__(self, max_size: int) -> None: ...
+
+        def tell(self) -> int:
+            return 0
 
         def write(self, data: bytes) -> None:
             raise OSError(28, "No space left on device")

@@ -98,6 +98,7 @@ class Request(server.Request):
         self._lingering: IDelayedCall | None = None
         self._limit: int | None = 0
         self._held = 0
+        self._spooled = False
         self._began: float | None = None
 
     def body(self) -> bytes:
@@ -156,6 +157,9 @@ class Request(server.Request):
                 self._check_size(self._held + len(data))
                 self.site.bodies.hold(len(data))
                 self._held += len(data)
+            if not self._spooled and self.content.tell() + len(data) > IN_MEMORY:
+                self.site.spool()
+                self._spooled = True
             self.content.write(data)
         except OSError as error:
             _log.warn("A request body cannot be spooled: {error}", error=error)
@@ -249,6 +253,8 @@ class Request(server.Request):
     def _release(self) -> None:
         self.site.bodies.release(self._held)
         self._held = 0
+        self.site.files -= self._spooled
+        self._spooled = False
 
     def _end(self, how: int | str) -> None:
         self._release()

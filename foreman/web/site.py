@@ -26,6 +26,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from foreman.config import Configuration
+from foreman.errors import Unavailable
 from foreman.web import cors
 from foreman.web.body import IN_MEMORY, Bodies, Request
 from foreman.web.errors import BadRequest, Denied, Unauthorized, respond_error
@@ -44,7 +45,10 @@ HEAD_TIMEOUT = 60.0
 
 SPARE = 128
 """File descriptors, or a quarter of what the process may have if that is more, that clients' connections leave free:
-for the target, the receivers of webhooks, the database, spooled bodies, and connections about to be closed."""
+for foreman's own, spooled bodies, and connections about to be closed."""
+
+OWN = 96
+"""Of these, what spooled bodies leave free too: for the target, the receivers of webhooks, and the database."""
 
 BODIES_AT_ONCE = 16
 """The bodies of all requests together may be as large as this many of the largest."""
@@ -241,7 +245,7 @@ class Channel(HTTPChannel):
     @property
     def idle(self) -> bool:
         """Whether nobody works on a request of it, and none has come whole so far as its head."""
-        return self._in_head or not self.requests
+        return bool(self.line_mode)
 
     def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802
         """Say why before closing."""
@@ -253,7 +257,9 @@ class Site(server.Site):
 
     :ivar bodies: how much is held of all request bodies.
     :ivar channels: the connections that stand, in the order of their last requests.
-    :ivar most: as many may stand.
+    :ivar files: bodies that are spooled, each in a file.
+    :ivar most: as many connections may stand.
+    :ivar most_files: as many connections and files there may be together.
     """
 
     protocol = Channel  # type: ignore[assignment]
@@ -264,8 +270,10 @@ class Site(server.Site):
         super().__init__(root, Request, timeout=IDLE_TIMEOUT, reactor=reactor)  # type: ignore[no-untyped-call]
         self.bodies = bodies
         self.channels: dict[Channel, None] = {}
+        self.files = 0
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.most = sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - max(SPARE, soft // 4))
+        soft = sys.maxsize if soft == resource.RLIM_INFINITY else soft
+        self.most, self.most_files = max(1, soft - max(SPARE, soft // 4)), max(2, soft - OWN)
         self._gate = gate
         self._limit_for = limit_for
 
@@ -275,10 +283,26 @@ class Site(server.Site):
         Where as many stand as may, the one that has been idle for longest is closed; if no other is idle, the new one.
         """
         self.channels[channel] = None
-        if len(self.channels) > self.most:
-            closed = next(each for each in self.channels if each.idle)
-            del self.channels[closed]  # now: more may come before its loss is told
-            closed.transport.abortConnection()  # type: ignore[union-attr]
+        if len(self.channels) > self.most or len(self.channels) + self.files > self.most_files:
+            self._close_idle()
+
+    def spool(self) -> None:
+        """Take in the file of a body, for which an idle connection may have to go.
+
+        :raise Unavailable: there is no room for it now.
+        """
+        if len(self.channels) + self.files >= self.most_files and not self._close_idle():
+            raise Unavailable("too many large request bodies are waiting", retry_after=5)
+        self.files += 1
+
+    def _close_idle(self) -> bool:
+        """Close the connection that has been idle for longest; False if none is."""
+        closed = next((each for each in self.channels if each.idle), None)
+        if closed is None:
+            return False
+        del self.channels[closed]  # now: more may come before its loss is told
+        closed.transport.abortConnection()  # type: ignore[union-attr]
+        return True
 
     def touch(self, channel: Channel) -> None:
         """Note that a request has come on a connection."""
