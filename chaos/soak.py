@@ -53,7 +53,7 @@ def soak_plan(seed: int, *, length: float, rate: float, pause: float) -> Plan:
         lane: {name: span for name, span in faults.items() if name not in RESTARTS} for lane, faults in calm.items()
     }
     count = stretches_in(length)
-    seconds = length / count * (1 - PEACE)
+    seconds = length / count * (1 - PEACE) - 1.5 * pause  # so that the last strike begins in time
     struck = [
         [_small(strike) for strike in strikes_of(seed + number, seconds=seconds, pause=pause, lanes=lanes)]
         for number, lanes in enumerate([calm, no_restarts] * count)
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
         evidence = asyncio.run(rounds.run(planned, Path(folder), ttl=TTL, quiet=quiet, beside=sampler.run))
     if options.keep is not None:
         keep_evidence(options.keep / str(seed), planned, evidence | {"samples": sampler.samples}, [])
-    samples = _loaded(sampler.samples, evidence)
+    samples = _loaded(sampler.samples, evidence["began_at"], options.length)
     violations = check(evidence) + judged(samples)
     more = {"length": options.length, "rate": options.rate, "ttl": TTL, "strikes": _strikes(evidence)}
     one = {**summary(planned, evidence, violations, time.monotonic() - began), **more, "samples": samples}
@@ -102,10 +102,9 @@ def main(argv: Sequence[str]) -> int:
     return report.draw(one) or int(bool(violations))
 
 
-def _loaded(samples: Sequence[Sample], evidence: Mapping[str, Any]) -> list[Sample]:
+def _loaded(samples: Sequence[Sample], began: float, length: float) -> list[Sample]:
     """The samples of the time under load, by seconds since its beginning."""
-    began, over = evidence["began_at"], evidence["healed_at"]
-    return [{**sample, "at": round(sample["at"] - began, 1)} for sample in samples if sample["at"] <= over]
+    return [{**sample, "at": round(sample["at"] - began, 1)} for sample in samples if sample["at"] <= began + length]
 
 
 def _strikes(evidence: Mapping[str, Any]) -> list[tuple[str, float, float]]:
