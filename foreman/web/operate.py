@@ -13,13 +13,13 @@ from klein import Klein
 from foreman.detach import detach
 from foreman.durations import parse_duration
 from foreman.job import Job
-from foreman.ollama.bulk import TOO_MANY, is_bulky
 from foreman.ollama.names import normalise
 from foreman.times import rfc3339
 from foreman.web.body import Request
 from foreman.web.errors import BadRequest
 from foreman.web.health import Health
 from foreman.web.metrics import Metrics
+from foreman.web.submissions import read_object
 from foreman.work.pause import LONGEST, Pause
 from foreman.work.store import Store
 from foreman.work.worker import Worker
@@ -129,14 +129,7 @@ def read_pause(body: bytes) -> PauseOrder:
 
     :raise BadRequest: the text begins with the field that is wrong.
     """
-    if is_bulky(body):
-        raise BadRequest(TOO_MANY)
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise BadRequest("the body must be an object")
+    document = read_object(body)
     for name in document:
         if name not in ("for", "unload"):
             raise BadRequest(f"{name}: there is no such field; there are `for` and `unload`")

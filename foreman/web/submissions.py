@@ -100,10 +100,10 @@ def numbered_lines(body: bytes) -> list[tuple[int, bytes]]:
     return lines
 
 
-def read(body: bytes, policy: AddressPolicy) -> Draft:
-    """Read one submission.
+def read_object(body: bytes) -> dict[str, Any]:
+    """Read a body that is a JSON object.
 
-    :raise BadRequest: the text begins with the place that is wrong.
+    :raise BadRequest: it is none, or holds more values than are looked at.
     """
     if is_bulky(body):
         raise BadRequest(TOO_MANY)
@@ -113,6 +113,15 @@ def read(body: bytes, policy: AddressPolicy) -> Draft:
         raise BadRequest(f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise BadRequest("the body must be an object")
+    return document
+
+
+def read(body: bytes, policy: AddressPolicy) -> Draft:
+    """Read one submission.
+
+    :raise BadRequest: the text begins with the place that is wrong.
+    """
+    document = read_object(body)
     own = {name: document.pop(name) for name in OWN_FIELDS if name in document}
     endpoint = _endpoint(own.get("endpoint"))
     # What came without fields of foreman's goes on as it came.
