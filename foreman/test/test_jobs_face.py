@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 
 from foreman.ollama.fake import default_models
-from foreman.test.harness import House, RawClient, chat, eventually, house, reactor
+from foreman.test.harness import House, RawClient, chat, eventually, house, reactor, request_bytes
+from foreman.web import submissions
 
 SLOW = default_models(token_rate=20.0)
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -212,20 +213,45 @@ async def test_of_a_bad_batch_nothing_is_taken() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_large_batch_holds_nobody_up() -> None:
-    """While ten thousand jobs are read, others are answered."""
+async def test_a_large_batch_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While ten thousand jobs are read, others have their turn every hundred lines, and are answered."""
+    lines_in = [0]  # each turn of the reactor
+    asked_at, answered_at = 0, 0  # lines read by then
+    read = submissions.read
+
+    def counted(*arguments: Any) -> submissions.Draft:
+        lines_in[-1] += 1
+        return read(*arguments)
+
+    monkeypatch.setattr(submissions, "read", counted)
     async with house() as here:
         await pause(here)
+        other = await here.send("GET", "/healthz")
+        await eventually(lambda: other.ended)
+        other.received.clear()
+
+        def turn() -> None:
+            nonlocal asked_at, answered_at
+            if not asked_at and (asked_at := sum(lines_in)):
+                assert other.transport is not None
+                other.transport.write(request_bytes("GET", "/healthz"))
+            elif asked_at and not answered_at and other.ended:
+                answered_at = sum(lines_in)
+            lines_in.append(0)
+
+        turns = LoopingCall(turn)
+        turning = turns.start(0)
         sending = await here.send("POST", "/jobs", lines(chat("tiny-a")) * 10_000, headers=NDJSON)
-        longest, before = 0.0, reactor.seconds()
-        while not sending.ended:
-            await deferLater(reactor, 0.001)
-            longest, before = max(longest, reactor.seconds() - before), reactor.seconds()
+        await eventually(lambda: sending.ended, within=60)
+        turns.stop()
+        await turning
+        assert max(lines_in) <= 100
+        assert 0 < asked_at < answered_at < 10_000
         assert status(sending) == 202
         assert len(sending.document["jobs"]) == 10_000
-        sending.leave()
-        await sending.closed
-        assert longest < 0.5
+        for client in (sending, other):
+            client.leave()
+            await client.closed
 
 
 # -- repeating ---------------------------------------------------------------------------------------------------------
