@@ -155,14 +155,18 @@ def _name(schema: Document) -> str:
 
 def _schema(name: str, schema: Document) -> Iterator[str]:
     """A document's fields, if it has any."""
-    if "properties" not in schema:
+    with_fields: Document = next((each for each in (schema, *schema.get("anyOf", ())) if "properties" in each), {})
+    fields: Document = with_fields.get("properties", {})
+    if not fields and "enum" not in schema:
         return
     yield f"### {name}\n"
     if "description" in schema:
         yield schema["description"] + "\n"
+    if not fields:
+        yield f"One of {_type(schema)}.\n"
+        return
     rows = "".join(
-        f"| `{field}` | {_type(value)} | {_line(value.get('description', ''))} |\n"
-        for field, value in schema["properties"].items()
+        f"| `{field}` | {_type(value)} | {_line(value.get('description', ''))} |\n" for field, value in fields.items()
     )
     yield f"| Field | Type | |\n|---|---|---|\n{rows}"
 

@@ -224,7 +224,10 @@ def _refuse_unknown(names: Iterable[str]) -> None:
     for name in names:
         # FOREMAN_URL belongs to the client.
         if name.startswith("FOREMAN_") and name not in (*known, "FOREMAN_URL"):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            near = next(
+                (each for each in known if each.startswith(name)),
+                difflib.get_close_matches(name, known, n=1, cutoff=0)[0],
+            )
             # Its value is not shown: it may well be a secret whose name was mistyped.
             raise ConfigurationError(
                 f"{_quoted(name)[1:-1]} is {STARS}, but there is no such setting; did you mean {near}?"

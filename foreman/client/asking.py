@@ -141,6 +141,8 @@ def _refusal(request: Send, reply: Reply) -> Exception:
         return kind(message, status=reply.status, retry_after=float(wish) if re.fullmatch(r"\d{1,6}", wish) else None)
     if reply.status == 404 and request.path.startswith("/jobs/"):
         return NoSuchJob(404, message)
+    if reply.status == 404 and request.method == "GET":
+        return NotForeman(f"there is no {request.path} at this address: it is not a foreman that answers")
     return Rejected(reply.status, message, lines)
 
 

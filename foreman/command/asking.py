@@ -32,14 +32,16 @@ def ask(desk: Desk, model: str, question: Question) -> None:
         desk.screen.document(desk.foreman.run(model, cancel_on_interrupt=True, **fields))
         return
     key = str(uuid4())
+    job: Job | None = None
     try:
-        read_along(desk.screen, desk.foreman.submit(model, idempotency_key=key, **fields))
+        job = desk.foreman.submit(model, idempotency_key=key, **fields)
+        read_along(desk.screen, job)
     except (KeyboardInterrupt, BrokenPipeError):
         try:
             # It may have been accepted without our knowing: its key tells.
             desk.foreman.submit(model, idempotency_key=key, **fields).cancel()
         except ForemanError as error:
-            desk.screen.remark(f"the job may go on: {error}")
+            desk.screen.remark(f"job {job.job_id if job else '(its id is not known)'} may go on: {error}")
         raise
 
 

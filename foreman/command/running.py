@@ -125,6 +125,7 @@ def status(desk: Desk) -> None:
             "last error": target.last_error,
             "resident": ", ".join(filter(None, (target.resident, target.embedder))) or None,
             "models": ", ".join(models or ()) or None,
+            "token": None if target.url else "missing or wrong: where the target is, and its models, are not told",
             "queue": f"{health.queue.queued} queued, {health.queue.running} running"
             + (", paused" if health.queue.paused else ""),
             "oldest": seconds(health.queue.oldest_seconds) if health.queue.queued else None,

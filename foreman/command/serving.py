@@ -15,7 +15,7 @@ NEEDS = "twisted.scripts.twistd"
 def serve(options: tuple[str, ...]) -> None:
     """Run the daemon, as `twistd --nodaemon foreman` does, with its options; --help lists them."""
     if not _is_installed():
-        raise click.ClickException("the daemon is not installed: pip install 'foreman[server]'")
+        raise click.ClickException("the daemon is not installed: pip install '.[server]' in a checkout of foreman")
     from twisted.scripts.twistd import run  # noqa: PLC0415 - it is there for those who serve
 
     sys.argv = ["twistd", "--nodaemon", "--pidfile=", "foreman", *options]

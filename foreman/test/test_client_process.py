@@ -285,9 +285,8 @@ async def test_many_jobs_over_a_restart(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import signal, sys
+import sys
 from foreman.client import Foreman
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 Foreman(sys.argv[1]).run("tiny-b", "Why?", cancel_on_interrupt=True)
 """
 

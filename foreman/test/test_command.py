@@ -332,10 +332,12 @@ async def test_status_and_the_token(tmp_path: Path) -> None:
     async with house({"TOKEN": TOKEN}, **models()) as there:
         refused = await run(there, "jobs", code=4)
         assert "FOREMAN_TOKEN" in refused.errors
-        assert "models\t" not in (await run(there, "status")).shown
+        stranger = (await run(there, "status")).shown
+        assert ("models\t" in stranger, "token\tmissing or wrong" in stranger) == (False, True)
         known = (await run(there, "status", environ={"FOREMAN_TOKEN": TOKEN})).shown
         assert "target\tup " in known
         assert "models\tquick:latest, slow:latest\n" in known
+        assert "token\t" not in known
         document = json.loads((await run(there, "status", "--json", environ={"FOREMAN_TOKEN": TOKEN})).shown)
         assert (document["target"]["state"], document["models"]) == ("up", ["quick:latest", "slow:latest"])
         asked = {"FOREMAN_TOKEN": TOKEN, "_FOREMAN_COMPLETE": "bash_complete", "COMP_CWORD": "2"}
@@ -359,7 +361,7 @@ async def test_not_there_and_wrong(tmp_path: Path) -> None:
         away = await type_in(tmp_path, "http://127.0.0.1:1", "status").over()
         assert (away.code, away.errors.count("\n")) == (3, 1)
         assert ((await submitted.over()).code, "--key mine" in submitted.errors) == (3, True)
-        other = await run(there, "--url", there.fake.url, "status", code=4)
+        other = await run(there, "--url", there.fake.url, "status", code=3)
         assert "Traceback" not in other.errors
         for words in (
             ["submit"],

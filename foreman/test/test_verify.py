@@ -84,6 +84,7 @@ async def test_foreman_is_found_to_be_the_same(tmp_path: Path) -> None:
         where = ("--direct", fake.url, "--through", foreman.url, "--token", "secret")
         async with command(tmp_path, *where, "--json", "--model", "counts", status=0) as run:
             document = json.loads(run.output)
+            assert run.errors == ""
         async with command(tmp_path, *where[:4], status=2) as run:
             assert run.errors == f"foreman verify: {foreman.url} wants a token, or another one\n"
     assert document["identical"] is True
@@ -205,7 +206,7 @@ async def test_the_command_says_what_is_different(tmp_path: Path) -> None:
     async with fake_ollama(models=(quick,)) as fake:
         with lying(fake.url, Lie(chunk=_replacing(b"0.32.15", b"0.32.16"))) as url:
             async with command(tmp_path, "--direct", fake.url, "--through", url, status=1) as run:
-                pass
+                assert f"{url} is no foreman" in run.errors
     [line] = [line for line in run.output.splitlines() if line.startswith("GET /api/version")]
     assert re.search(r"different .*0\.32\.15.*through foreman .*0\.32\.16", line)
     assert re.fullmatch(r"\d+ identical, \d+ different, 3 skipped", run.output.splitlines()[-1])

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from foreman.verify.findings import Finding, Verdict, are_identical
-from foreman.verify.selftest import Models, Unusable, check_places, choose
+from foreman.verify.selftest import Models, Unusable, check_places, choose, is_foreman
 from foreman.verify.selftest import verify as run
 from foreman.verify.wire import NotReached, Place
 
@@ -48,6 +48,14 @@ def verify(direct: Place, through: Place, token: str | None, model: str | None, 
     console = Console(stderr=True)
     try:
         check_places(direct, through)
+        if is_foreman(direct):
+            click.echo(
+                f"foreman verify: {direct.url} is a foreman itself; --direct is for the Ollama behind it", err=True
+            )
+        if not is_foreman(through):
+            click.echo(
+                f"foreman verify: {through.url} is no foreman; it is held against {direct.url} all the same", err=True
+            )
         models = choose(direct, model)
         with console.status("", spinner="line") as status:
             findings = list(run(direct, through, models, tell=status.update))

@@ -67,6 +67,18 @@ def check_places(direct: Place, through: Place) -> None:
             raise NotReached(f"{place.url} does not answer as an Ollama, but {answer.status} to GET /api/version")
 
 
+def is_foreman(place: Place) -> bool:
+    """Whether a foreman answers there.
+
+    :raise NotReached: nobody does.
+    """
+    try:
+        document = json.loads(ask(place, "GET", "/healthz").body)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and {"target", "queue"} <= document.keys()
+
+
 def verify(
     direct: Place, through: Place, models: Models, *, tell: Callable[[str], None] = lambda name: None
 ) -> Iterator[Finding]:
