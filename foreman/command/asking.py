@@ -116,6 +116,10 @@ def _answer(desk: Desk, jobs: list[Job]) -> None:
     try:
         if len(jobs) > 1:
             sys.exit(wait_for(desk, jobs, timeout=None))
+        if desk.screen.is_live:
+            desk.screen.remark(f"job {jobs[0].job_id}")
+            read_along(desk.screen, jobs[0])
+            return
         job = jobs[0].wait()
     except KeyboardInterrupt:
         which = f"job {jobs[0].job_id} goes" if len(jobs) == 1 else f"{len(jobs)} jobs go"

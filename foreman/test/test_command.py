@@ -303,6 +303,8 @@ async def test_submit_and_wait() -> None:
         states = dict(line.split("\t") for line in typed.shown.splitlines())
         assert (typed.code, states[slow], len(states)) == (1, "failed cancelled", 2)
         assert (await run(there, "submit", "quick", "hello", "--wait")).shown.strip() == WORDS
+        shown = ESCAPES.sub("", (await run(there, "submit", "quick", "hello", "--wait", terminal=True)).shown)
+        assert re.search(rf"^job [0-9A-Z]{{26}}\r\n.*{WORDS}\r\n$", shown, re.DOTALL)
 
 
 @pytest_twisted.ensureDeferred
