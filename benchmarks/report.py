@@ -38,7 +38,8 @@ milliseconds on any machine: nearly all that stands here is small beside it.
 _MISSED = """\
 ## What is missed, and the next levers
 
-The absolute targets are of another machine, and this one was shared; compare what is held against a peer of the same run.
+The absolute targets are of another machine, and this one was shared; compare what is held against a peer of the same
+run.
 
 - A queued call: profiles (py-spy, 32 clients) are flat. What leads is the kernel (epoll, send), then Twisted's HTTP
   server, then the two trips to the database's thread and back, which are the price of a row that is committed before
