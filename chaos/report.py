@@ -69,7 +69,7 @@ SOAKED = """## A long time on one database
 The last `make soak` ran for {minutes} minutes under load: {rate:.1f} clients a second, {strikes} faults in stretches
 with peace between them, {starts} processes of foreman one after the other, and jobs kept for {ttl:g} s, so that pruning
 never rests: of {jobs:,} jobs {left:,} were left in the end. What the database said of a job before it was pruned is
-remembered, and the checks below hold for all of them: {verdict}.
+remembered, and the checks below hold for all of them: {verdict}.{note}
 
 ![What the process held over time](figures/{figure})
 
@@ -131,6 +131,7 @@ def soaked(soak: Summary) -> str:
         jobs=jobs,
         left=soak["samples"][-1]["jobs"],
         verdict=f"**{len(found)} violations**" if found else "**no violation**",
+        note=soak.get("note", ""),
         figure=FIGURE.name,
         warm_up=WARM_UP,
         least=LEAST,

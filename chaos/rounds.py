@@ -83,7 +83,9 @@ async def run(
     finally:
         for task in (*aside, *load.tasks):
             task.cancel()
-        await asyncio.gather(*aside, *load.tasks, return_exceptions=True)
+        await asyncio.gather(*load.tasks, return_exceptions=True)
+        ends = await asyncio.gather(*aside, return_exceptions=True)
+        trouble += [f"who watched fell asleep: {end!r}" for end in ends if isinstance(end, Exception)]
         ollama.send(signal.SIGCONT)
         foreman.send(signal.SIGCONT)
         with suppress(Silent):

@@ -55,6 +55,8 @@ def sample(pid: int, life: int, database: Path) -> Sample:
     """
     process = Path("/proc") / str(pid)
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    if "VmRSS" not in status:
+        raise ProcessLookupError(f"{pid} is ending")
     log = database.with_name(database.name + "-wal")
     with opened(database) as connection:
         counts = dict(connection.execute(COUNTS).fetchone())

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from chaos import soak
+from chaos import report, soak
 from chaos.archive import Archive
 from chaos.faults import JUMPS
 from chaos.flat import LEAST, SERIES, WARM_UP, judged, stretches
 from chaos.samples import EVERY, Sample, sample
+from chaos.summary import kept_soak
 
 # -- whether anything grows --------------------------------------------------------------------------------------------
 
@@ -156,6 +157,17 @@ def test_who_is_gone_is_not_sampled(database: sqlite3.Connection) -> None:
         sample(gone.pid, 1, path(database))
 
 
+def test_who_is_ending_is_not_sampled(database: sqlite3.Connection) -> None:
+    """A process that has ended and was not waited for yet holds nothing any more; it does not end the sampling."""
+    ending = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    os.waitid(os.P_PID, ending.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        with pytest.raises(ProcessLookupError, match=str(ending.pid)):
+            sample(ending.pid, 1, path(database))
+    finally:
+        ending.communicate()
+
+
 # -- what is remembered ------------------------------------------------------------------------------------------------
 
 
@@ -229,3 +241,13 @@ def test_clocks_jump_by_less_than_jobs_are_kept() -> None:
     assert seconds == {-60, -3, 3, 60}
     assert max(seconds) < soak.TTL
     assert all(strike.chance >= 0.5 or strike.chance % 0.1 < 0.05 for strike in jumps)  # and back
+
+
+def test_the_page_tells_of_the_soak() -> None:
+    """What docs/reliability.md says of the last soak is what was measured."""
+    kept = kept_soak()
+    assert kept is not None
+    assert report.soaked(kept) in report.PAGE.read_text()
+    assert report.FIGURE.read_bytes().startswith(b"\x89PNG")
+    assert kept["violations"] == []
+    assert judged(kept["samples"]) == []
