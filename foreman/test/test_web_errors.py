@@ -38,6 +38,8 @@ install_error_handlers(Home.app)
 class _Site:
     """What a request asks of its site."""
 
+    files = 0
+
     class bodies:  # noqa: N801
         @staticmethod
         def release(size: int) -> None: ...
