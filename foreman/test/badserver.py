@@ -6,6 +6,8 @@ connection, and on it the test reads requests and says whatever it likes.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -30,6 +32,11 @@ reactor: Any = _reactor
 
 PATIENCE = 20.0
 """Seconds that a test may take."""
+
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+HOME = f"127.0.0.{2 + int(_WORKER.removeprefix('gw'))}" if _WORKER and sys.platform == "linux" else "127.0.0.1"
+"""Where servers listen: another address in each process that runs tests.  A port that one process has given back is
+soon another's, and whoever goes on asking there would be taken for the one that is tested."""
 
 _Test = TypeVar("_Test", bound=Callable[..., Any])
 
@@ -130,11 +137,13 @@ class BadServer(Factory):
 
 
 @asynccontextmanager
-async def bad_server(tls: Any = None, interface: str = "127.0.0.1") -> AsyncIterator[BadServer]:
+async def bad_server(tls: Any = None, interface: str = "") -> AsyncIterator[BadServer]:
     """A server on loopback, gone with the block, its connections with it.
 
     :param tls: a context factory, to have it speak TLS.
+    :param interface: an address of this machine, else one that no test in another process talks to.
     """
+    interface = interface or (HOME if tls is None else "127.0.0.1")
     server = BadServer()
     where = {"interface": interface}
     port = reactor.listenSSL(0, server, tls, **where) if tls else reactor.listenTCP(0, server, **where)
@@ -240,7 +249,7 @@ class Rig:
 
 @asynccontextmanager
 async def rig(
-    *, token: str = "", on: Any = None, prefix: str = "", tls: Any = None, interface: str = "127.0.0.1"
+    *, token: str = "", on: Any = None, prefix: str = "", tls: Any = None, interface: str = ""
 ) -> AsyncIterator[Rig]:
     """A `Rig` whose timers are stepped by hand, unless it is `on` the real reactor, as with `tls` it must be."""
     async with bad_server(tls, interface) as server:
