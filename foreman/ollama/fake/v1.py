@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import zstandard
 
+from foreman.ollama.forms import model_of
+
 from . import anthropic, asks, openai
 from .answers import Final, Piece
 from .asks import Ask
@@ -164,8 +166,13 @@ class V1:
 
     async def transcription(self, exchange: Exchange) -> None:
         """`POST /v1/audio/transcriptions`: the model's words, whatever was said."""
-        names = (exchange.args or {}).get(b"model", [b""])
-        fields = {"model": names[0].decode("utf-8", "replace")}
+        try:
+            model = model_of(
+                exchange.body, exchange.record.headers.get("content-type", ""), exchange.uri.partition(b"?")[2]
+            )
+        except ValueError:
+            model = ""
+        fields = {"model": model}
         ask = self._ask(exchange, fields, ["transcribe"], None)
         await self._inference.answer(exchange, ask, _Transcription())
 
