@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: run demo test test-clients lint audit requirements bench bench-report chaos chaos-short chaos-report soak docs clean
+.PHONY: run demo test test-clients test-deploy site lint audit requirements bench bench-report chaos chaos-short chaos-report soak docs clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,17 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What deploy/ and the Dockerfile hold, judged by the tools of those who read such files: some from PyPI, others Debian's.
+DEBIAN = age prometheus shellcheck systemd
+test-deploy: $(VENV)/.installed .venv-deploy/.installed
+	@for tool in age promtool shellcheck systemd-analyze; do command -v $$tool >/dev/null || \
+		{ echo "make test-deploy needs $$tool; Debian: apt-get install --no-install-recommends $(DEBIAN)" >&2; exit 1; }; done
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal deploy/test
+
+# The documentation as pages, in build/site; a link that leads nowhere fails it.
+site: .venv-docs/.installed
+	.venv-docs/bin/sphinx-build --quiet --fail-on-warning --nitpicky docs build/site
+
 # The daemon's dependencies: the pins of the container install, and none has a known vulnerability.  That is asked of a
 # service on the net; where it does not answer this fails and says so, since then nothing is known.
 audit: .venv-audit/.installed
@@ -63,7 +74,7 @@ bench: $(VENV)/.installed .venv-bench/.installed .venv-bench-litellm/.installed
 bench-report: $(VENV)/.installed .venv-bench/.installed
 	$(BIN)/python -m benchmarks.report
 
-# What `make bench` compares foreman with, and what draws; where it cannot be installed that part is left out.
+# What `make bench` compares foreman with, what draws, what judges deploy/ …; of the benchmarks, what cannot be installed is left out.
 .venv-%/.installed: requirements/%.txt
 	-$(PYTHON) -m venv .venv-$* && .venv-$*/bin/pip install --quiet --disable-pip-version-check -r $< && \
 		echo '*' > .venv-$*/.gitignore && touch $@
@@ -91,4 +102,4 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m foreman.config > docs/configuration.md
 
 clean:
-	rm -rf $(VENV) .venv-audit .venv-bench .venv-bench-litellm .venv-clients $(CLIENTS)/node_modules build dist *.egg-info
+	rm -rf $(VENV) .venv-* $(CLIENTS)/node_modules build dist *.egg-info
