@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IServiceCollection, Service
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError, ReactorNotRunning
@@ -284,7 +285,7 @@ class Foreman(Service):
         self._readiness.ready = True
         if not self._config.addr.loopback and self._config.token is None:
             self._log.warn("Listening beyond loopback without FOREMAN_TOKEN: whoever reaches the port may use it")
-        self._log.info("foreman {version} listens on {port}", version=__version__, port=self.port.getHost())
+        self._log.info("foreman {version} listens on {where}", version=__version__, where=_where(self.port.getHost()))
 
     async def _unload(self) -> bool:
         """Free the target's memory, for its owner."""
@@ -326,6 +327,7 @@ class Foreman(Service):
             self._reactor.stop = lambda: self._log.info("Stopping already")
         await self._starting  # half a start cannot be taken back
         self._readiness.ready = False
+        self._log.info("foreman stops; a running job may go on for {grace} s", grace=self._config.shutdown_grace)
         deadline = self._reactor.seconds() + self._config.shutdown_grace
         if self.port is not None:
             await maybeDeferred(self.port.stopListening)
@@ -344,8 +346,22 @@ class Foreman(Service):
         self._tick.stop()
         self._target.close()
         await self._store.stop()
+        self._log.info("foreman has stopped")
         # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
         self._reactor._exitSignal = None  # noqa: SLF001
+
+
+def _where(address: Any) -> str:
+    """An address of Twisted's as people write it."""
+    match address:
+        case IPv6Address():
+            return f"[{address.host}]:{address.port}"
+        case IPv4Address():
+            return f"{address.host}:{address.port}"
+        case UNIXAddress(name=bytes(name)):
+            return os.fsdecode(name)
+        case _:
+            return str(address)
 
 
 def _revealed(secret: Any) -> str:

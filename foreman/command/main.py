@@ -21,7 +21,7 @@ SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="FOREMAN_URL and FOREMAN_TOKEN say which foreman is meant, or url and token in "
+    epilog="FOREMAN_URL and FOREMAN_TOKEN (or FOREMAN_TOKEN_FILE) say which foreman is meant, or url and token in "
     f"{settings_path()}. Ends with 1 if a job has failed, 2 if called wrongly, 3 if foreman cannot be reached, "
     "4 if it has said no, 5 if the time given was over, 130 after Ctrl-C.",
 )
@@ -36,7 +36,7 @@ def main(context: click.Context, url: str | None) -> None:
         settings = context.obj = read_settings(url, os.environ, settings_path())
     except UnusableSettings as error:
         raise click.UsageError(str(error)) from error
-    if settings.token and settings.token != os.environ.get("FOREMAN_TOKEN") and others_can_read(settings_path()):
+    if settings.kept and others_can_read(settings_path()):
         click.echo(f"{settings_path()} holds a token, and others can read it: chmod 600 it.", err=True)
     # It stands outside and knows nothing of our settings; the token is sent to this address only.
     context.default_map = {"verify": {"through": settings.url, "token": settings.token}}

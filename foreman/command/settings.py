@@ -22,10 +22,12 @@ class Settings:
     """Where foreman is.
 
     :ivar token: its FOREMAN_TOKEN; None if it has none.
+    :ivar kept: the token is the settings file's.
     """
 
     url: str
     token: str | None = field(default=None, repr=False)
+    kept: bool = False
 
 
 def settings_path() -> Path:
@@ -42,17 +44,30 @@ def read_settings(url: str | None, environ: Mapping[str, str], path: Path) -> Se
     """Find out which foreman is meant.
 
     A token goes with the address it was written beside: the file's token is not sent to an address from elsewhere.
+    FOREMAN_TOKEN_FILE is the daemon's setting; where the daemon runs it serves the command too.
 
     :param url: what the command line says, None if nothing.
     :param path: the settings file: TOML, `url = "…"` and `token = "…"`; it need not be there.
-    :raise UnusableSettings: the file is there, and cannot be used.
+    :raise UnusableSettings: the settings file is there, and cannot be used; or the token's file cannot.
     """
     kept = _kept(path)
     given = url or environ.get("FOREMAN_URL") or None
-    token = environ.get("FOREMAN_TOKEN")
-    if not token and given in (None, kept.get("url")):
-        token = kept.get("token")
-    return Settings(given or kept.get("url") or DEFAULT_URL, token or None)
+    where = given or kept.get("url") or DEFAULT_URL
+    if token := environ.get("FOREMAN_TOKEN") or _token_in(environ.get("FOREMAN_TOKEN_FILE")):
+        return Settings(where, token)
+    if "token" in kept and given in (None, kept.get("url")):
+        return Settings(where, kept["token"], kept=True)
+    return Settings(where)
+
+
+def _token_in(name: str | None) -> str | None:
+    """The token in a file as the daemon reads it, less one newline at its end."""
+    if not name:
+        return None
+    try:
+        return Path(name).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, ValueError) as error:
+        raise UnusableSettings(f"FOREMAN_TOKEN_FILE: {error}") from error
 
 
 def _kept(path: Path) -> dict[str, str]:

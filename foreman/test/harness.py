@@ -319,7 +319,7 @@ class Child:
             self.process.wait(30)
 
 
-LISTENS = re.compile(r"listens on .*?port=(\d+)")
+LISTENS = re.compile(r"listens on \S+:(\d+)")
 
 
 @define(eq=False)

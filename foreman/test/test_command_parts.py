@@ -42,14 +42,19 @@ HERE, THERE = "http://here:1", "http://there:2"
     ("url", "environ", "kept", "found"),
     [
         (None, {}, "", Settings(DEFAULT_URL)),
-        (None, {}, f'url = "{HERE}"\ntoken = "a"', Settings(HERE, "a")),
-        (None, {}, 'token = "a"', Settings(DEFAULT_URL, "a")),
+        (None, {}, f'url = "{HERE}"\ntoken = "a"', Settings(HERE, "a", kept=True)),
+        (None, {}, 'token = "a"', Settings(DEFAULT_URL, "a", kept=True)),
         (None, {"FOREMAN_TOKEN": "b"}, f'url = "{HERE}"\ntoken = "a"', Settings(HERE, "b")),
-        (None, {"FOREMAN_URL": HERE}, f'url = "{HERE}"\ntoken = "a"', Settings(HERE, "a")),
+        (None, {"FOREMAN_URL": HERE}, f'url = "{HERE}"\ntoken = "a"', Settings(HERE, "a", kept=True)),
         (None, {"FOREMAN_URL": THERE}, f'url = "{HERE}"\ntoken = "a"', Settings(THERE)),
         (THERE, {"FOREMAN_URL": HERE}, f'url = "{HERE}"\ntoken = "a"', Settings(THERE)),
         (THERE, {"FOREMAN_TOKEN": "b"}, 'token = "a"', Settings(THERE, "b")),
-        (None, {"FOREMAN_URL": "", "FOREMAN_TOKEN": ""}, f'url = "{HERE}"\ntoken = "a"', Settings(HERE, "a")),
+        (
+            None,
+            {"FOREMAN_URL": "", "FOREMAN_TOKEN": "", "FOREMAN_TOKEN_FILE": ""},
+            f'url = "{HERE}"\ntoken = "a"',
+            Settings(HERE, "a", kept=True),
+        ),
     ],
 )
 def test_which_foreman(url: str | None, environ: dict[str, str], kept: str, found: Settings, tmp_path: Path) -> None:
@@ -57,6 +62,18 @@ def test_which_foreman(url: str | None, environ: dict[str, str], kept: str, foun
     path = tmp_path / "config.toml"
     path.write_text(kept)
     assert read_settings(url, environ, path) == found
+
+
+def test_where_the_daemon_runs_its_token_file_serves_the_command(tmp_path: Path) -> None:
+    """In the daemon's container nobody types a token: FOREMAN_TOKEN_FILE is read, and if it cannot be, that is said."""
+    secret = tmp_path / "token"
+    secret.write_text("a b\n")
+    environ = {"FOREMAN_TOKEN_FILE": str(secret)}
+    assert read_settings(None, environ, tmp_path / "none") == Settings(DEFAULT_URL, "a b")
+    assert read_settings(None, {**environ, "FOREMAN_TOKEN": "c"}, tmp_path / "none") == Settings(DEFAULT_URL, "c")
+    secret.unlink()
+    with pytest.raises(UnusableSettings, match=r"FOREMAN_TOKEN_FILE: .*No such file"):
+        read_settings(None, environ, tmp_path / "none")
 
 
 @pytest.mark.parametrize(

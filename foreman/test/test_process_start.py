@@ -137,6 +137,7 @@ async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
             await foreman.end(signal.SIGKILL)
             foreman.start()
             await foreman.ready()
+        assert f"listens on {path}\n" in foreman.output
         assert await foreman.end(signal.SIGTERM) == 0
         assert not path.exists()
 

@@ -59,7 +59,7 @@ def is_503(client: RawClient) -> bool:
 
 @pytest_twisted.ensureDeferred
 async def test_an_idle_foreman_stops_at_once(tmp_path: Path) -> None:
-    """SIGTERM when idle: status 0 within two seconds, though clients keep connections open."""
+    """SIGTERM when idle: status 0 within two seconds, though clients keep connections open; the log says both ends."""
     async with pair(tmp_path) as (_, foreman):
         await ask(foreman.url, "POST", "/api/chat", chat("tiny-a"))
         client = await send(foreman.url, "GET", "/healthz")
@@ -68,6 +68,7 @@ async def test_an_idle_foreman_stops_at_once(tmp_path: Path) -> None:
         foreman.send(15)
         await stopped(foreman, within=10)
         assert reactor.seconds() - asked < 2
+        assert foreman.output.index("foreman stops; a running job may go on for") < foreman.output.index("has stopped")
         await client.closed
 
 
