@@ -132,7 +132,7 @@ def _operation(method: str, path: str, operation: Document) -> Iterator[str]:
         lines = [f"{method} {worked.target} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
         yield "\n".join(["```http", *lines, *(["", body] if body else []), "```\n"])
     if worked.answer:
-        yield f"```json\n{worked.answer}\n```\n"
+        yield f"```{'json' if worked.answer.startswith('{') else 'text'}\n{worked.answer}\n```\n"
     rows = "".join(
         f"| `{status}` | {_line(response['description'])}{_kind(response)} |\n"
         for status, response in operation["responses"].items()

@@ -16,7 +16,7 @@ from foreman.test.harness import chat, eventually, house, reactor
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "callers.md").read_text()
-PYTHON = re.search(r"^# Python\n(.*?)(?=^# The command$)", PAGE, re.DOTALL | re.MULTILINE)
+PYTHON = re.search(r"^## Python\n(.*?)(?=^## The command$)", PAGE, re.DOTALL | re.MULTILINE)
 assert PYTHON is not None
 SECRET = "whsec_Zm9yZW1hbg=="
 ANSWER = " one two three four five six seven eight nine ten"
@@ -28,7 +28,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 BLOCKS = {
     section.partition("\n")[0]: BLOCK.findall(section)
-    for section in re.split(r"^## ", PYTHON[1], flags=re.MULTILINE)[1:]
+    for section in re.split(r"^### ", PYTHON[1], flags=re.MULTILINE)[1:]
 }
 """The code below each heading."""
 

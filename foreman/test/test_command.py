@@ -437,7 +437,7 @@ async def test_serve(tmp_path: Path) -> None:
 @pytest_twisted.ensureDeferred
 async def test_the_page_for_callers() -> None:
     """What docs/callers.md types works as it stands there, every line of it."""
-    page = (Path(__file__).parents[2] / "docs" / "callers.md").read_text().partition("\n# The command\n")[2]
+    page = (Path(__file__).parents[2] / "docs" / "callers.md").read_text().partition("\n## The command\n")[2]
     examples, verifying = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     async with house(**models()) as there:
         lines = (examples + verifying).replace("qwen3:30b", "quick").replace("http://127.0.0.1:8080", there.url)
