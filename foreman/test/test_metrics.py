@@ -33,7 +33,7 @@ async def figures(here: House) -> dict[tuple[Any, ...], float]:
 @pytest_twisted.ensureDeferred
 async def test_a_job_is_counted_once_it_has_ended() -> None:
     """A finished job is counted with its model, its tokens and the length of each of its stages."""
-    async with house(models=default_models(load_time=0.2)) as here:
+    async with house(models=default_models(load_time=0.2, token_rate=500.0)) as here:
         client = await here.ask("POST", "/api/chat", chat("TINY-A"))
         last = json.loads(client.body.splitlines()[-1])
         await eventually(lambda: here.foreman._store.backlog.running == 0)
@@ -42,6 +42,8 @@ async def test_a_job_is_counted_once_it_has_ended() -> None:
         assert now["foreman_jobs_ended_total", "tiny-a:latest", "done"] == 1
         assert now["foreman_prompt_tokens_total", "tiny-a:latest"] == last["prompt_eval_count"]
         assert now["foreman_output_tokens_total", "tiny-a:latest"] == last["eval_count"]
+        assert now["foreman_output_timed_tokens_total", "tiny-a:latest"] == last["eval_count"]
+        assert now["foreman_output_seconds_total", "tiny-a:latest"] == round(last["eval_duration"] / 1e6) / 1000
         assert now["foreman_swaps_total",] == 1
         for stage, since, until in (
             ("queue", "created_at", "loading_at"),
@@ -56,6 +58,35 @@ async def test_a_job_is_counted_once_it_has_ended() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_the_speed_is_of_answers_that_tell_it() -> None:
+    """What comes by `/v1` counts as tokens, but not for the speed: such an answer does not say how long it took."""
+    async with house(models=default_models(token_rate=500.0)) as here:
+        client = await here.ask("POST", "/v1/chat/completions", chat("tiny-a"))
+        await eventually(lambda: here.foreman._store.backlog.running == 0)
+        now = await figures(here)
+        assert now["foreman_output_tokens_total", "tiny-a:latest"] == client.document["usage"]["completion_tokens"]
+        assert ("foreman_output_seconds_total", "tiny-a:latest") not in now
+        assert ("foreman_output_timed_tokens_total", "tiny-a:latest") not in now
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_swaps_that_were_saved() -> None:
+    """Of eight jobs of three models, mixed as they come, four loads are saved; the embedder's do not count."""
+    models = default_models(token_rate=500.0)
+    async with house({"EMBED_MODEL": "tiny-embed"}, models=models, slots=2) as here:
+        await here.ask("POST", "/queue/pause", {"for": "1m"})
+        for model in ("tiny-a", "tiny-b", "tiny-a", "tiny-a", "tiny-think", "tiny-a", "tiny-b", "tiny-think"):
+            await here.ask("POST", "/jobs", chat(model))
+            await here.ask("POST", "/jobs", {"model": "tiny-embed", "input": "x", "endpoint": "/api/embed"})
+        assert (await figures(here))["foreman_arrival_swaps_total",] == 0
+        await here.ask("POST", "/queue/resume")
+        await eventually(lambda: here.foreman._store.backlog.queued + here.foreman._store.backlog.running == 0)
+        now = await figures(here)
+        assert now["foreman_swaps_total",] == 3
+        assert now["foreman_arrival_swaps_total",] == 7
+
+
+@pytest_twisted.ensureDeferred
 async def test_jobs_that_nobody_worked_on_are_counted_too() -> None:
     """A client that leaves the queue makes a failed job, whose stages nobody can measure."""
     async with house(models=default_models(token_rate=20.0)) as here:
@@ -63,7 +94,9 @@ async def test_jobs_that_nobody_worked_on_are_counted_too() -> None:
         await eventually(lambda: running.head)
         waiting = await here.send("POST", "/api/chat", chat("tiny-b"))
         await eventually(lambda: here.foreman._store.backlog.queued)
-        assert (await figures(here))["foreman_sync_callers",] == 2
+        now = await figures(here)
+        assert now["foreman_sync_callers",] == 2
+        assert now["foreman_jobs_running",] == 1
         waiting.leave()
         await eventually(lambda: not here.foreman._store.backlog.queued)
         now = await figures(here)
@@ -127,13 +160,18 @@ async def test_the_state_of_the_target_and_of_foreman() -> None:
         assert before["foreman_polls_total", "failed"] == 0
         assert before["foreman_commit_seconds_count",] > 0
         assert before["foreman_paused",] == 0
+        assert before["foreman_store_writable",] == 1
         await here.ask("GET", "/api/tags")
         await here.ask("POST", "/queue/pause", {"for": "1m"})
         here.foreman._inventory.wedged = True
+        here.foreman._tick.stop()  # or the store would try again within a second
+        here.foreman._store.writable = False
         after = await figures(here)
         assert after["foreman_target_bytes_total",] > before["foreman_target_bytes_total",]
         assert [after["foreman_target_state", state] for state in ("up", "down", "wedged")] == [0, 0, 1]
         assert after["foreman_paused",] == 1
+        assert after["foreman_store_writable",] == 0
+        here.foreman._tick.start()
         await here.fake.refuse()
         await here.foreman._inventory.refresh()
         last = await figures(here)

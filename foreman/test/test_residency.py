@@ -168,7 +168,7 @@ async def test_a_load_of_what_is_there_is_no_swap() -> None:
         await here.ask("POST", "/api/chat", chat("tiny-a"))
         await here.ask("POST", "/api/generate", {"model": "tiny-b", "keep_alive": 0})
         await here.ask("POST", "/api/chat", chat("tiny-a"))
-        assert len(here.fake.loads) == here.foreman._residency.swaps == 1
+        assert len(here.fake.loads) == here.foreman._residency.swaps.paid == 1
         assert b"foreman_swaps_total 1.0" in (await here.ask("GET", "/metrics")).body
 
 

@@ -108,4 +108,4 @@ async def test_a_job_that_runs_when_the_first_list_comes_is_followed_by_others_o
         await here.ask("POST", f"/jobs/{jobs[0]}/cancel")
         await here.ask("GET", f"/jobs/{jobs[1]}?wait=20")
         assert [body["model"] for body in bodies(here, "/api/chat")] == ["tiny-a", "tiny-a", "tiny-b"]
-        assert here.foreman._residency.swaps == 2
+        assert here.foreman._residency.swaps.paid == 2

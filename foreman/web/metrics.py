@@ -74,6 +74,12 @@ class Metrics(Collector):
         self._output_tokens = prometheus.Counter(
             "foreman_output_tokens", "Tokens of the answers of ended jobs.", ["model"], registry=registry
         )
+        self._timed_tokens = prometheus.Counter(
+            "foreman_output_timed_tokens", "Those whose seconds the answers tell.", ["model"], registry=registry
+        )
+        self._output_seconds = prometheus.Counter(
+            "foreman_output_seconds", "Seconds of producing the timed tokens.", ["model"], registry=registry
+        )
         self._queue, self._load, self._first_token, self._run = (
             prometheus.Histogram(f"foreman_job_{stage}_seconds", help_, buckets=STAGE_BUCKETS, registry=registry)
             for stage, help_ in (
@@ -107,6 +113,9 @@ class Metrics(Collector):
         self._ended.labels(job.state.value, model).inc()
         self._prompt_tokens.labels(model).inc(job.prompt_tokens or 0)
         self._output_tokens.labels(model).inc(job.output_tokens or 0)
+        if job.output_tokens and job.output_ms:
+            self._timed_tokens.labels(model).inc(job.output_tokens)
+            self._output_seconds.labels(model).inc(job.output_ms / 1000)
         if move.was is JobState.WORKING:
             self._observe_stages(job)
 
@@ -163,12 +172,16 @@ class Metrics(Collector):
 
         for gauge, help_, now in (
             ("foreman_queue_oldest_seconds", "How long the oldest job has waited.", self._health.oldest_s),
+            ("foreman_jobs_running", "Jobs that are loading or working.", self._store.backlog.running),
             ("foreman_sync_callers", "Sync calls without a whole answer yet.", len(self._switchboard)),
             ("foreman_paused", "1 while foreman is paused.", int(self._health.pause.active)),
+            ("foreman_store_writable", "0 while the database cannot be written.", int(self._store.writable)),
         ):
             yield GaugeMetricFamily(gauge, help_, value=now)
+        swaps = self._residency.swaps
         for counter, help_, total in (
-            ("foreman_swaps", "Loads of a runner that was not resident.", self._residency.swaps),
+            ("foreman_swaps", "Loads of a runner that was not resident.", swaps.paid),
+            ("foreman_arrival_swaps", "The same, had the jobs run in the order of acceptance.", swaps.by_arrival),
             ("foreman_target_bytes", "Bytes of answers received from the target.", self._target.bytes_in),
         ):
             yield CounterMetricFamily(counter, help_, value=total)

@@ -225,6 +225,7 @@ class Attempts:
         errand = caller.errand
         streamed = errand.route.default_stream if errand.inference is None else errand.inference.stream
         if load is not None:
+            self.residency.swaps.run(job.seq, self.residency.known(load.runner))
             self._renewal = Renewal(
                 self.residency,
                 load,

@@ -32,6 +32,7 @@ from foreman.ollama.requests import KeepAlive
 from foreman.ollama.routes import Kind
 from foreman.ollama.target import Target
 from foreman.work import outcome
+from foreman.work.swaps import Swaps
 
 WARM_FOR = 2.0
 """Seconds after foreman's own last generation for which its runner is taken to be there without a load request."""
@@ -77,7 +78,7 @@ class Residency:
     """The runner that the target holds, as far as foreman knows.
 
     :ivar resident_name: the model as its last job named it; means nothing while `resident` is None.
-    :ivar swaps: how many times a runner was loaded that was not there.
+    :ivar swaps: the loads that were paid, and those that the order of work has saved.
     """
 
     _log = make_logger()
@@ -100,7 +101,7 @@ class Residency:
         self._embedder = None if embedder is None else normalise(embedder)
         self._resident: Runner | None = None
         self.resident_name: str | None = None
-        self.swaps = 0
+        self.swaps = Swaps()
         self._warm_until = 0.0
         self._debt: _Debt | None = None
         self._loading = False
@@ -159,7 +160,7 @@ class Residency:
         try:
             if self.resident != self.known(load.runner):
                 if not await self._make_room(load):
-                    self.swaps += 1
+                    self.swaps.load()
                 self._debt = None
             self._warm_until = 0.0
             self._resident = None
