@@ -19,7 +19,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from foreman.ollama.fake import FakeModel, FakeOllama, default_models
+from foreman.ollama.fake import FakeModel, FakeOllama, Fault, default_models
 from foreman.test.test_fake_transcripts import ask
 
 
@@ -97,6 +97,21 @@ async def test_pull_and_delete() -> None:
         assert got["status"] == 500
         await ask(port, "DELETE", "/api/delete", '{"model":"NEW"}', {})
         assert not fake.models
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.ERROR_LINE])
+async def test_a_pull_that_broke_goes_on_where_it_stopped(fault: Fault) -> None:
+    """What has come is kept, and the model is not there before all of it has; the next pull tells what is left."""
+    async with listening(models=[], pullable=[FakeModel(name="new", size=1000)]) as (fake, port):
+        fake.faults.next("/api/pull", fault, after=4)
+        broken = _lines(await ask(port, "POST", "/api/pull", '{"model":"new"}', {}))
+        assert [line["completed"] for line in broken if "completed" in line] == [250, 500]
+        assert ("error" in broken[-1]) is (fault is Fault.ERROR_LINE)
+        assert not fake.models
+        lines = _lines(await ask(port, "POST", "/api/pull", '{"model":"new"}', {}))
+        assert [line["completed"] for line in lines if "completed" in line] == [500, 750, 1000]
+        assert list(fake.models) == ["new:latest"]
 
 
 @pytest_twisted.ensureDeferred

@@ -32,6 +32,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--models", type=parse_models, default=default_models(), help="name[,load=S][,prompt=S][,rate=N][,size=N]…;…"
     )
+    parser.add_argument("--pullable", type=parse_models, default=(), help="what /api/pull can fetch, as --models")
     return parser.parse_args(argv)
 
 
@@ -45,6 +46,7 @@ async def _main(reactor: Any, argv: list[str]) -> None:
         max_queue=options.max_queue,
         frozen=options.frozen,
         gpu=options.gpu,
+        pullable=options.pullable,
     )
     await fake.listen(options.port)
     control = reactor.listenTCP(options.control_port, Site(Control(fake).app.resource()), interface="127.0.0.1")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
 from .asks import find
 from .exchange import Exchange
+from .faults import Fault
 from .models import FakeModel, listed_name
 from .reading import Refusal, Struct, read
 from .writing import go_json
@@ -45,6 +47,8 @@ class Admin:
 
     def __init__(self, fake: FakeOllama) -> None:
         self._fake = fake
+        self._came: dict[str, int] = {}
+        """Bytes of each blob whose pull was cut: the next one goes on there."""
 
     def add_routes(self, route: Any) -> None:
         """Give every route to `route`."""
@@ -57,15 +61,24 @@ class Admin:
         route("/api/blobs/<name>", self.put_blob, "POST")
         route("/api/me", self.me, "POST")
 
-    def _progress(self, exchange: Exchange, fields: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-        """A streamed progress, or only its last line."""
-        if fields.get("stream", True):
-            exchange.head(200, ((b"Content-Type", b"application/x-ndjson"),))
-            for line in lines:
-                exchange.write(go_json(line) + b"\n")
-            exchange.finish()
-        else:
-            exchange.reply(500 if "error" in lines[-1] else 200, go_json(lines[-1]), _JSON)
+    def _progress(self, exchange: Exchange, fields: dict[str, Any], lines: Iterable[dict[str, Any]]) -> None:
+        """A streamed progress, which a fault may end, or only its last line."""
+        if not fields.get("stream", True):
+            last = list(lines)[-1]
+            exchange.reply(500 if "error" in last else 200, go_json(last), _JSON)
+            return
+        exchange.head(200, ((b"Content-Type", b"application/x-ndjson"),))
+        rule = exchange.rule
+        for number, line in enumerate(lines, 1):
+            exchange.write(go_json(line) + b"\n")
+            if rule is not None and number == rule.after:
+                if rule.fault is Fault.ERROR_LINE:
+                    exchange.write(go_json({"error": "max retries exceeded: unexpected EOF"}) + b"\n")
+                    break
+                if rule.fault is not Fault.HANG_MID_STREAM:
+                    exchange.cut()
+                return
+        exchange.finish()
 
     def _named(self, fields: dict[str, Any]) -> str:
         """The listed name of a model that need not exist yet."""
@@ -80,22 +93,24 @@ class Admin:
         name = self._named(fields)
         self._progress(exchange, fields, self._pulled(name))
 
-    def _pulled(self, name: str) -> list[dict[str, Any]]:
-        manifest: dict[str, Any] = {"status": "pulling manifest"}
+    def _pulled(self, name: str) -> Iterator[dict[str, Any]]:
+        yield {"status": "pulling manifest"}
         model = self._fake.models.get(name) or self._fake.pullable.get(name)
         if model is None:
-            return [manifest, {"error": "pull model manifest: file does not exist"}]
-        steps = [model.size * step // _STEPS for step in range(1, _STEPS + 1)]
+            yield {"error": "pull model manifest: file does not exist"}
+            return
         layer = {"status": f"pulling {model.blob[:12]}", "digest": f"sha256:{model.blob}", "total": model.size}
+        came = self._came.get(model.blob, 0)
+        yield {**layer, "completed": came} if came else layer
+        for step in range(1, _STEPS + 1):
+            if (size := model.size * step // _STEPS) > came:
+                self._came[model.blob] = size
+                yield {**layer, "completed": size}
+        yield {"status": "verifying sha256 digest"}
+        yield {"status": "writing manifest"}
+        self._came.pop(model.blob, None)
         self._fake.models[name] = model
-        return [
-            manifest,
-            layer,
-            *({**layer, "completed": step} for step in steps),
-            {"status": "verifying sha256 digest"},
-            {"status": "writing manifest"},
-            {"status": "success"},
-        ]
+        yield {"status": "success"}
 
     async def push(self, exchange: Exchange) -> None:
         """`POST /api/push`."""
@@ -115,7 +130,7 @@ class Admin:
         if source := fields.get("from"):
             wanted = listed_name(source) or source
             if wanted not in self._fake.models:
-                lines = self._pulled(wanted)
+                lines = list(self._pulled(wanted))
             model = self._fake.models.get(wanted)
             if model is None:
                 self._progress(exchange, fields, lines)
