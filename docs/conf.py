@@ -46,8 +46,10 @@ LINK = re.compile(r"(?<=\]\()([^()\s#:]+)(?=[)#])")
 def changelog() -> str:
     """What is not released yet, as towncrier would write it, before what is."""
     towncrier = [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "unreleased"]
-    draft = subprocess.run(towncrier, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
-    _, _, unreleased = draft.partition("\n")  # the heading, which has the day
+    ran = subprocess.run(towncrier, cwd=ROOT, check=False, capture_output=True, text=True)  # noqa: S603
+    if ran.returncode:
+        raise RuntimeError(f"towncrier: {ran.stderr.splitlines()[-1]}")
+    _, _, unreleased = ran.stdout.partition("\n")  # the heading, which has the day
     released = ELSEWHERE["changelog"].read_text() if ELSEWHERE["changelog"].exists() else ""
     return "# Changelog\n\n" + re.sub("^#", "##", f"# Unreleased\n{unreleased}{released}", flags=re.MULTILINE)
 
