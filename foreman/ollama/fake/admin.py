@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
+from twisted.internet.defer import Deferred
 
 from .asks import find
 from .exchange import Exchange
@@ -61,7 +62,7 @@ class Admin:
         route("/api/blobs/<name>", self.put_blob, "POST")
         route("/api/me", self.me, "POST")
 
-    def _progress(self, exchange: Exchange, fields: dict[str, Any], lines: Iterable[dict[str, Any]]) -> None:
+    async def _progress(self, exchange: Exchange, fields: dict[str, Any], lines: Iterable[dict[str, Any]]) -> None:
         """A streamed progress, which a fault may end, or only its last line."""
         if not fields.get("stream", True):
             last = list(lines)[-1]
@@ -77,7 +78,7 @@ class Admin:
                     break
                 if rule.fault is not Fault.HANG_MID_STREAM:
                     exchange.cut()
-                return
+                await Deferred()  # until the client is gone
         exchange.finish()
 
     def _named(self, fields: dict[str, Any]) -> str:
@@ -91,7 +92,7 @@ class Admin:
         """`POST /api/pull`: what is there already, and what the registry has."""
         fields = read(exchange.body, _PULL)
         name = self._named(fields)
-        self._progress(exchange, fields, self._pulled(name))
+        await self._progress(exchange, fields, self._pulled(name))
 
     def _pulled(self, name: str) -> Iterator[dict[str, Any]]:
         yield {"status": "pulling manifest"}
@@ -120,7 +121,7 @@ class Admin:
             raise Refusal("model is required")
         find(self._fake.models, name)
         steps = ("retrieving manifest", "pushing manifest", "success")
-        self._progress(exchange, fields, [{"status": step} for step in steps])
+        await self._progress(exchange, fields, [{"status": step} for step in steps])
 
     async def create(self, exchange: Exchange) -> None:
         """`POST /api/create`: from a model that is there, or from blobs."""
@@ -133,7 +134,7 @@ class Admin:
                 lines = list(self._pulled(wanted))
             model = self._fake.models.get(wanted)
             if model is None:
-                self._progress(exchange, fields, lines)
+                await self._progress(exchange, fields, lines)
                 return
             model = evolve(model, name=name)
         elif files := fields.get("files"):
@@ -143,7 +144,7 @@ class Admin:
             raise Refusal("neither 'from' or 'files' was specified")
         self._add(name, model)
         layer = {"status": f"using existing layer sha256:{model.blob}"}
-        self._progress(exchange, fields, [*lines, layer, {"status": "writing manifest"}, {"status": "success"}])
+        await self._progress(exchange, fields, [*lines, layer, {"status": "writing manifest"}, {"status": "success"}])
 
     def _add(self, name: str, model: FakeModel) -> None:
         self._fake.models[name] = evolve(model, name=name, modified_at=self._fake.clock.seconds())
