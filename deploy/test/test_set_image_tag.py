@@ -109,6 +109,7 @@ def test_a_kustomization_names_it_in_images(entry: str, wanted: str) -> None:
         "patches:\n- name: {0}\n  newTag: old",
         "images: []\nothers:\n- name: {0}\n  newTag: old",
         "images:\n# - name: {0}\n#   newTag: old",
+        "images:\n- name: a\n---\n- name: {0}\n  newTag: old",
         "images:\n- {{name: {0}, newTag: old}}",
         "",
     ],
@@ -256,7 +257,7 @@ class Infra:
                 tag,
                 *more,
             ],
-            env={**self.environment, **(env or {})},
+            env={name: value for name, value in {**self.environment, **(env or {})}.items() if value},
             text=True,
             check=False,
             timeout=100,
@@ -297,13 +298,14 @@ def test_nothing_to_change_is_a_success(infra: Infra) -> None:
     assert said == f"set-image-tag: nothing to change: apps/foreman.yaml has {IMAGE}:{NEW} already\n"
 
 
-def test_bytes_that_are_no_text_and_line_ends_stay(infra: Infra) -> None:
-    """CRLF, no newline at the end, bytes that are no UTF-8: kept, even where git is set to convert."""
-    raw = b"# \xff\r\nimage: %b:%b\r\n\x00" % (IMAGE.encode(), OLD.encode())
+@pytest.mark.parametrize("form", [b"# \xff\r\nimage: %b:%b\r\n\x00", b"# x\nimage: %b:%b", b"# x\r\nimage: %b:%b\n"])
+def test_bytes_that_are_no_text_and_line_ends_stay(infra: Infra, form: bytes) -> None:
+    """CRLF, LF, both, no newline at the end, bytes that are no UTF-8: kept, even where git is set to convert."""
+    raw = form % (IMAGE.encode(), OLD.encode())
     (infra.colleague / "apps/foreman.yaml").write_bytes(raw)
     infra.git("commit", "--quiet", "--all", "--message", "x", cwd=infra.colleague)
     infra.git("push", "--quiet", "origin", "HEAD:main", cwd=infra.colleague)
-    converts = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.eol", "GIT_CONFIG_VALUE_0": "crlf"}
+    converts = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.autocrlf", "GIT_CONFIG_VALUE_0": "true"}
     assert infra.set(env=converts)[0] == 0
     shown = subprocess.run(
         ["git", "show", "main:apps/foreman.yaml"], cwd=infra.bare, check=True, stdout=subprocess.PIPE
