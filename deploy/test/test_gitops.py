@@ -291,6 +291,8 @@ def test_it_talks_to_whom_it_must(objects: dict[tuple[str, str], Object], config
         assert policy["policyTypes"] == ["Ingress", "Egress"]
         assert all(rule["from"] and rule["ports"] for rule in policy.get("ingress", ()))
         assert all(rule["to"] and rule["ports"] for rule in policy["egress"])
+    (incoming,) = objects["NetworkPolicy", "foreman-here"]["spec"]["ingress"]
+    assert incoming["ports"] == [{"port": int(configuration.addr.text.removeprefix(":"))}]
     base = objects["NetworkPolicy", "foreman-nothing-but-names"]["spec"]
     assert "ingress" not in base
     assert {port["port"] for rule in base["egress"] for port in rule["ports"]} == {53}
