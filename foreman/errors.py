@@ -103,6 +103,10 @@ class Unwritable(StoreError):
     """The database cannot be written now: disk full, read-only, I/O error.  Nothing was stored."""
 
 
+class NotCopied(StoreError):
+    """The database was not copied; the text says why.  What was there is as it was."""
+
+
 class QueueFull(StoreError):
     """FOREMAN_MAX_QUEUE jobs are waiting.  Nothing was stored."""
 

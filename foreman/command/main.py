@@ -9,6 +9,7 @@ from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 from foreman import __version__
 from foreman.command.asking import ask, submit
+from foreman.command.backing import backup, restore
 from foreman.command.looking import artifacts, cancel, jobs, show, tail
 from foreman.command.running import pause, queue, resume, status
 from foreman.command.serving import serve
@@ -50,6 +51,7 @@ def completion(shell: str) -> None:
 
 
 for command in (
-    ask, submit, jobs, show, wait, tail, cancel, artifacts, queue, pause, resume, status, verify, serve, completion,
+    ask, submit, jobs, show, wait, tail, cancel, artifacts, queue, pause, resume, status, verify, serve, backup,
+    restore, completion,
 ):  # fmt: skip
     main.add_command(command)

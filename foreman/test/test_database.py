@@ -324,7 +324,7 @@ def test_pragmas(database: SteppedDatabase) -> None:
 def test_one_owner(tmp_path: Path) -> None:
     """A second start on the same file says who holds it, on one line; a killed holder holds nothing."""
     path = tmp_path / "foreman.db"
-    script = "import sys, pathlib, foreman.work.database as d; d._own(pathlib.Path(sys.argv[1])); print(); input()"
+    script = "import sys, pathlib, foreman.database_file as f; f.own(pathlib.Path(sys.argv[1])); print(); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:

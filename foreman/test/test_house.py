@@ -16,6 +16,8 @@ SHARED = {"foreman", "detach", "errors", "job", "logs", "record", "tick", "times
 
 MAY_KNOW = {
     "errors": set(),
+    "database_file": {"errors"},
+    "backups": {"database_file", "errors"},
     "job": set(),
     "record": {"job"},
     "durations": set(),
@@ -28,13 +30,13 @@ MAY_KNOW = {
     "config": {"kinds", "durations", "errors"},
     "documents": {"job", "record", "times"},
     "ollama": SHARED,
-    "work": SHARED | {"ollama"},
+    "work": SHARED | {"ollama", "database_file"},
     "webhooks": SHARED | {"documents"},
     "web": SHARED | {"documents", "ollama", "work", "webhooks", "config", "durations"},
     "tap": {"config", "errors", "service"},
     "client": {"foreman", "webhooks"},  # of which it may import what needs no more than the standard library
     "verify": set(),  # it judges foreman from outside
-    "command": {"foreman", "client", "verify", "durations"},
+    "command": {"foreman", "client", "verify", "durations", "backups", "errors"},
     "demo": set(),
 }
 """For each room, the rooms it may import from; `service` alone knows everybody."""

@@ -10,13 +10,12 @@ durable has been fsynced before its caller hears of it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +26,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from foreman.errors import SchemaTooNew, StoreError, StoreLocked, Unwritable
+from foreman.database_file import companion, copied, create, own, settle
+from foreman.errors import NotCopied, SchemaTooNew, StoreError, Unwritable
 from foreman.logs import make_logger
 
 T = TypeVar("T")
@@ -44,6 +44,7 @@ _PRAGMAS = (
     "PRAGMA auto_vacuum = INCREMENTAL",  # first: once the file has a page this is decided
     "PRAGMA journal_mode = WAL",
     "PRAGMA wal_autocheckpoint = 4000",  # a longer log, but fewer commits that pay for a checkpoint
+    "PRAGMA journal_size_limit = 33554432",  # bytes; beside a long reader, as a backup is, it grows beyond
     "PRAGMA busy_timeout = 2000",  # milliseconds; for a stranger's backup, nobody of ours competes
     "PRAGMA cache_size = -1000",  # KiB; a queue's pages are few, and twice as many only show in the memory it takes
     "PRAGMA temp_store = MEMORY",  # what savepoints remember spills to a file otherwise, a third of a write's time
@@ -80,41 +81,6 @@ def _in_our_words() -> Iterator[None]:
         raise
 
 
-# -- owning the file -------------------------------------------------------------------------------------------------
-
-
-def _own(path: Path) -> int:
-    """Take `<path>.lock` for as long as the returned descriptor stays open.
-
-    :raise StoreLocked: somebody else has it.
-    :raise Unwritable: its folder is missing or closed to us.
-    """
-    lock = path.with_name(path.name + ".lock")
-    # Not truncated on opening: until the lock is ours, the pid in it is the holder's.
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise Unwritable(f"{lock}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-    except BlockingIOError:
-        pid = os.read(descriptor, 32).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        raise StoreLocked(f"{path} is in use by another foreman, pid {pid or 'unknown'}") from None
-    except OSError as error:
-        os.close(descriptor)
-        raise Unwritable(f"{lock}: {error.strerror}") from error
-    return descriptor
-
-
-def _create(path: Path) -> None:
-    """Make the file if there is none, for its owner alone: SQLite would go by the umask.  Its log follows it."""
-    with suppress(OSError):  # what else is wrong, SQLite will say
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-
-
 # -- the schema ------------------------------------------------------------------------------------------------------
 
 
@@ -131,32 +97,46 @@ def _statements(script: str) -> Iterator[str]:
         raise ValueError(f"unfinished statement: {statement + rest}")
 
 
-def upgrade(connection: sqlite3.Connection, path: Path, schema: Path) -> None:
-    """Bring the database to the newest schema, each step in one transaction.
-
-    A database that holds anything is copied to `<path>.v<version>.bak` first.
+def refuse_newer(connection: sqlite3.Connection, path: Path, schema: Path) -> int:
+    """The database's schema, 0 if it is new.
 
     :param schema: a folder of `1.sql`, `2.sql` …
-    :raise SchemaTooNew: it was written by a newer foreman.
+    :raise SchemaTooNew: it was written by a newer foreman; nothing was touched.
     """
-    newest = len(list(schema.glob("*.sql")))
+    version: int
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > newest:
+    if version > (newest := _newest(schema)):
         raise SchemaTooNew(f"{path} has schema {version}, this foreman knows up to {newest}: run a newer foreman")
+    return version
+
+
+def upgrade(connection: sqlite3.Connection, path: Path, schema: Path) -> Path | None:
+    """Bring the database to the newest schema, each step in one transaction.
+
+    :return: where it was copied to as it was, if it held anything: `<path>.v<version>.bak`.
+    :raise SchemaTooNew: it was written by a newer foreman.
+    :raise Unwritable: it cannot be copied, and is left as it was.
+    """
+    version, newest = refuse_newer(connection, path, schema), _newest(schema)
+    backup = None
     if 0 < version < newest:
-        backup = path.with_name(f"{path.name}.v{version}.bak")
-        part = backup.with_name(backup.name + ".part")
-        part.unlink(missing_ok=True)
-        _create(part)
-        with closing(sqlite3.connect(part)) as target:
-            connection.backup(target)
-        part.replace(backup)
+        backup = companion(path, f".v{version}.bak")
+        try:
+            with copied(connection, part := companion(backup, ".part")):
+                settle(part, backup)
+        except (NotCopied, OSError, sqlite3.Error) as error:
+            raise Unwritable(f"no copy of it can be made before its upgrade to schema {newest}: {error}") from error
     for step in range(version + 1, newest + 1):
         connection.execute("BEGIN IMMEDIATE")
         for statement in _statements((schema / f"{step}.sql").read_text(encoding="utf-8")):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {step}")
         connection.execute("COMMIT")
+    return backup
+
+
+def _newest(schema: Path) -> int:
+    return len(list(schema.glob("*.sql")))
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -251,16 +231,18 @@ class Database:
         :raise SchemaTooNew: a newer foreman wrote it.
         :raise Unwritable: it cannot be opened or written.
         """
-        self._lock = _own(self._path)
-        _create(self._path)
+        self._lock = own(self._path)
+        create(self._path)
         self._writer = self._pool(_PRAGMAS)
         self._reader = self._pool((*_PRAGMAS, "PRAGMA query_only = ON"))
         try:
             with _in_our_words():
-                await self._writer.runWithConnection(upgrade, self._path, self._schema)
+                backup = await self._writer.runWithConnection(upgrade, self._path, self._schema)
         except BaseException:
             self._release()
             raise
+        if backup is not None:
+            _log.info("The database was upgraded; as it was before, prompts included, it is in {copy}", copy=backup)
         self._open = True
 
     async def close(self) -> None:
@@ -358,6 +340,11 @@ class Database:
 
     def _pool(self, pragmas: Sequence[str]) -> Any:
         def prepare(connection: sqlite3.Connection) -> None:
+            try:
+                refuse_newer(connection, self._path, self._schema)  # first: the pragmas write to the file
+            except BaseException:
+                connection.close()
+                raise
             for pragma in pragmas:
                 connection.execute(pragma)
 

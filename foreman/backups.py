@@ -1,0 +1,198 @@
+"""Backups of a database, made beside a running foreman, and the way back.
+
+Only the file's owner makes them, or root in its place: whoever opens a database in use may have to make the log beside
+it, and a log that is somebody else's keeps foreman from its own file (docs/adr/0020).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from foreman.database_file import COMPANIONS, LOGS, companion, copied, own, settle, uri, version
+from foreman.errors import NotCopied, StoreLocked, Unwritable
+
+ROOM = 16 << 20
+"""Bytes that a copy leaves on the disk: foreman's log may need as much at any moment."""
+
+
+def back_up(database: Path, place: Path, now: datetime) -> Path:
+    """Copy a database, in use or not, to a file.
+
+    :param place: a file, which is replaced if it is an older backup, or a folder, in which a file is made.
+    :param now: in UTC, for the name of that file.
+    :return: the copy.
+    :raise NotCopied: there is no copy; an older one is as it was.
+    """
+    database, place = database.resolve(), place.resolve()
+    with _in_one_line(f"{database} cannot be copied to {place}"), closing(_open(database)) as source:
+        goal, part = place, companion(place, ".part")
+        if place.is_dir():
+            goal, part = place / f"{database.stem}-{_moment(now)}.db", place / f"{database.stem}.part"
+            if goal.exists():
+                raise NotCopied(f"{goal} exists")
+        _refuse(goal, database)
+        _need_room(source, goal.parent)
+        with copied(source, part):
+            settle(part, goal)
+    return goal
+
+
+def restore(backup: Path, database: Path, now: datetime) -> Path | None:
+    """Put a copy of a backup in the database's place; foreman does not run.
+
+    :param now: in UTC, for the name of what was there.
+    :return: where that is, if there was something.
+    :raise NotCopied: the database is as it was.
+    """
+    backup, database = backup.resolve(), database.resolve()
+    with _in_one_line(f"{backup} cannot be restored to {database}"), closing(_open(backup)) as source:
+        _need_room(source, database.parent)
+        with _acting_as_owner_of(database if database.exists() else database.parent), _owned(database):
+            if database.exists() and database.samefile(backup):
+                raise NotCopied("they are the same file")
+            with copied(source, part := companion(database, ".part")):
+                before = _set_aside(database, now)
+                settle(part, database)
+    return before
+
+
+# -- refusing --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _in_one_line(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except StoreLocked as error:
+        raise NotCopied(f"{doing}: {error}; stop it first") from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise NotCopied(f"{doing}: {where}{error.strerror}") from error
+    except (NotCopied, Unwritable, sqlite3.Error) as error:
+        raise NotCopied(f"{doing}: {error}") from error
+
+
+def _refuse(goal: Path, database: Path) -> None:
+    """Refuse to write over anything but an older backup that nobody uses."""
+    if not goal.parent.is_dir():
+        raise NotCopied(f"there is no folder {goal.parent}")
+    if goal in (database, *(companion(database, ending) for ending in COMPANIONS)):
+        raise NotCopied("that is the database itself")
+    for ending in COMPANIONS:
+        if (beside := companion(goal, ending)).exists():  # a log left there would be read into the new file
+            raise NotCopied(f"{beside} is there: that is, or was, a database in use")
+    if not goal.exists():
+        return
+    if goal.samefile(database):
+        raise NotCopied("that is the database itself")
+    try:
+        if not stat.S_ISREG(goal.stat().st_mode):
+            raise NotCopied("it is not a regular file")
+        with closing(sqlite3.connect(uri(goal, "mode=ro&immutable=1"), uri=True)) as connection:
+            if version(connection) == 0:
+                raise NotCopied("it exists, and is not a backup of foreman's")
+    except sqlite3.Error as error:
+        raise NotCopied(f"it exists, and is not a backup of foreman's ({error})") from error
+
+
+def _need_room(source: sqlite3.Connection, folder: Path) -> None:
+    """Refuse what would fill the disk, which may well be the one that foreman writes to."""
+    ((pages,), (size,)) = (source.execute(f"PRAGMA page_{what}").fetchone() for what in ("count", "size"))
+    free = shutil.disk_usage(folder).free
+    if free < (needed := pages * size + ROOM):
+        raise NotCopied(f"it needs {needed >> 20} MiB, and {folder} has {free >> 20} MiB")
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open a foreman database, so that nothing beside it belongs to anybody but its owner."""
+    if not path.is_file():
+        raise NotCopied(f"there is no file {path}")
+    with _acting_as_owner_of(path):
+        # Not read-only: what SQLite makes beside the file it would leave there.
+        connection = sqlite3.connect(uri(path, "mode=rw"), uri=True, isolation_level=None)
+        try:
+            if version(connection) == 0:
+                raise NotCopied(f"{path} is not a database of foreman's")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+@contextmanager
+def _acting_as_owner_of(path: Path) -> Iterator[None]:
+    """Be who the file belongs to, as root may: what is made in the block then belongs to the same.
+
+    :raise NotCopied: we are neither.
+    """
+    user, group, owner = os.geteuid(), os.getegid(), path.stat()
+    if user == owner.st_uid:
+        yield
+        return
+    try:
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+    except PermissionError as error:
+        raise NotCopied(f"{path} belongs to user {owner.st_uid}: run this as that user, or as root") from error
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        os.setegid(group)
+
+
+# -- the way back ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _owned(database: Path) -> Iterator[None]:
+    lock = own(database)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _set_aside(database: Path, now: datetime) -> Path | None:
+    """Give what is in the database's place a second name, and see that no log lies beside the first.
+
+    A log that lies beside another database than its own is read into it, and destroys it.
+    """
+    before = None
+    if database.exists():
+        _fold(database)
+        before = companion(database, f".{_moment(now)}.old")
+        before.hardlink_to(database)  # at no time is there no database: foreman would begin an empty one
+    for ending in LOGS:
+        if (beside := companion(database, ending)).exists():
+            if before is None:
+                raise NotCopied(f"{beside} is there without its database: move it away")
+            beside.rename(companion(before, ending))
+    return before
+
+
+def _fold(database: Path) -> None:
+    """Fold the log into the file, and have none, unless the file is beyond use.
+
+    :raise sqlite3.Error: something else uses it, or it cannot be written.
+    """
+    try:
+        with closing(sqlite3.connect(uri(database, "mode=rw"), uri=True, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise
+
+
+def _moment(now: datetime) -> str:
+    return f"{now:%Y%m%dT%H%M%SZ}"

@@ -1,0 +1,50 @@
+"""`foreman backup` and `foreman restore`: for where the daemon's database is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+_PATH = click.Path(path_type=Path)
+_db = click.option(
+    "--db", envvar="FOREMAN_DB", show_envvar=True, default="foreman.db", type=_PATH, help="The daemon's database."
+)
+
+
+@click.command()
+@click.argument("path", type=_PATH)
+@_db
+def backup(path: Path, db: Path) -> None:
+    """Copy the daemon's database to PATH, and print the copy's name.
+
+    The daemon may run. If PATH is a folder the copy is named by the time. A file is replaced only if it is an older
+    backup. The copy holds prompts and answers; you alone can read it.
+    """
+    _print(lambda backups, now: backups.back_up(db, path, now))
+
+
+@click.command()
+@click.argument("path", type=_PATH)
+@_db
+def restore(path: Path, db: Path) -> None:
+    """Put the backup PATH in the place of the daemon's database.
+
+    The daemon must not run. PATH stays. What was there before is kept beside it, and its name printed.
+    """
+    _print(lambda backups, now: backups.restore(path, db, now))
+
+
+def _print(act: Callable[[Any, datetime], Path | None]) -> None:
+    """Print the name that comes of it, or why there is none."""
+    from foreman import backups, errors  # noqa: PLC0415 - needs what Windows has not, where no daemon runs either
+
+    try:
+        name = act(backups, datetime.now(UTC))
+    except errors.NotCopied as error:
+        raise click.ClickException(str(error)) from error
+    if name is not None:
+        click.echo(name)
