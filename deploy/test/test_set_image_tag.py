@@ -86,6 +86,13 @@ def test_a_kustomization_names_it_in_images(entry: str, wanted: str) -> None:
     assert edited(before, IMAGE, "new")[0] == after
 
 
+def test_the_overlay_that_we_ship_is_one_of_them() -> None:
+    """The kustomization of deploy/gitops, as a cluster's repository has it."""
+    overlay = (SCRIPT.parents[1] / "gitops" / "overlays" / "example" / "kustomization.yaml").read_text()
+    text, there = edited(overlay, "registry.example.org/you/foreman", NEW)
+    assert text == overlay.replace(f'newTag: "{there}"', f'newTag: "{NEW}"') != overlay
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -122,7 +129,7 @@ def test_what_only_looks_like_it_is_another_image(text: str) -> None:
 
 def test_what_follows_a_text_is_read_again() -> None:
     """A script in a manifest hides the image lines within it, and not the one after it."""
-    text = "- args:\n    - |\n      image: {0}:{2}\n  command: >\n\n    image: {0}:{2}\n  image: {0}:{1}\n"
+    text = "- command: >\n\n    image: {0}:{2}\n  args:\n    - |\n      image: {0}:{2}\n  image: {0}:{1}\n"
     assert edited(text.format(IMAGE, "old", "old"), IMAGE, "new") == (text.format(IMAGE, "new", "old"), "old")
 
 
@@ -507,6 +514,13 @@ def test_after_a_rollback_the_next_commit_is_delivered(infra: Infra, service: Se
     infra.git("fetch", "--quiet", cwd=service.clone)
     assert service.set(third)[0] == 0
     assert third in infra.file()
+
+
+def test_a_tag_that_is_no_commit_is_replaced(infra: Infra, service: Service) -> None:
+    """What was there before the first delivery, even if it has the name of a branch."""
+    infra.push("apps/foreman.yaml", MANIFEST.replace(OLD, "main"))
+    assert service.set(service.first)[0] == 0
+    assert service.first in infra.file()
 
 
 def test_a_commit_of_a_rewritten_history_is_replaced(infra: Infra, service: Service) -> None:
