@@ -27,7 +27,7 @@ def work(counted: Swaps, *jobs: tuple[int, Runner], resident: Runner | None = No
     """Run jobs, given by place and runner, as a target of one slot would; gives what is resident then."""
     for seq, runner in jobs:
         if runner != resident:
-            counted.load()
+            counted.load(runner)
         counted.run(seq, runner)
         resident = runner
     return resident

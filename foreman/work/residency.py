@@ -160,7 +160,7 @@ class Residency:
         try:
             if self.resident != self.known(load.runner):
                 if not await self._make_room(load):
-                    self.swaps.load()
+                    self.swaps.load(self.known(load.runner))
                 self._debt = None
             self._warm_until = 0.0
             self._resident = None

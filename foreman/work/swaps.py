@@ -36,9 +36,10 @@ class Swaps:
         self._places: list[int] = []
         self._runners: list[Runner] = []  # of the same indexes
 
-    def load(self) -> None:
+    def load(self, runner: Runner) -> None:
         """A runner that is not there is being loaded."""
         self.paid += 1
+        self.by_arrival += self._last in (None, runner)
         self._loaded = True
 
     def run(self, seq: int, runner: Runner) -> None:
@@ -46,9 +47,7 @@ class Swaps:
 
         :param seq: its place in the order of acceptance.
         """
-        same = self._last in (None, runner)
-        found = not same and not self._loaded
-        self.by_arrival += same and self._loaded
+        found = self._last not in (None, runner) and not self._loaded
         self._loaded, self._last = False, runner
         at = bisect_left(self._places, seq)
         if seq < self._forgotten or self._places[at : at + 1] == [seq]:
