@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from attrs import define
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
 
 from foreman.test.harness import Child, Daemon, FakeProcess, ask, daemon, eventually, fake_process
 
@@ -36,6 +39,14 @@ def expressions(instance: str, *, rate_interval: str, range_: str) -> Iterator[t
         for target in panel["targets"]:
             expression = target["expr"].replace("$__rate_interval", rate_interval).replace("$__range", range_)
             yield panel["id"], target.get("legendFormat", ""), expression.replace("$foreman", instance)
+
+
+async def until(holds: Callable[[], Awaitable[object]], what: str, *, within: float = 30.0) -> None:
+    """Ask again and again until the answer is true."""
+    deadline = time.monotonic() + within
+    while not await holds():
+        assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
+        await deferLater(reactor, 0.2)
 
 
 @define(eq=False)
@@ -97,7 +108,7 @@ async def watched(folder: Path, models: str, *, every: str, hurry: bool) -> Asyn
 
     :param models: as `python -m foreman.ollama.fake --models` takes them.
     :param every: Prometheus scrapes and judges, instead of every 15 s.
-    :param hurry: alerts fire after as many seconds as they have minutes.
+    :param hurry: alerts fire after a second, not after so many minutes.
     """
     (folder / CREDENTIALS).write_text(f"{TOKEN}\n")
     program = shutil.which("prometheus")
@@ -107,7 +118,7 @@ async def watched(folder: Path, models: str, *, every: str, hurry: bool) -> Asyn
         example = EXAMPLE.read_text().replace("foreman.example.org:8080", foreman.url.removeprefix("http://"))
         (folder / "prometheus.yml").write_text(re.sub(r"_interval: 15s", f"_interval: {every}", example))
         rules = RULES.read_text()
-        (folder / "rules.yml").write_text(re.sub(r"for: (\d+)m", r"for: \1s", rules) if hurry else rules)
+        (folder / "rules.yml").write_text(re.sub(r"for: \d+m", "for: 1s", rules) if hurry else rules)
         flags = ["--config.file=prometheus.yml", "--storage.tsdb.path=series", "--web.listen-address=127.0.0.1:0"]
         prometheus = Prometheus(folder, "prometheus", [program, *flags])
         prometheus.start()
