@@ -380,6 +380,19 @@ def test_what_is_not_there_is_named(infra: Infra, more: list[str], says: str) ->
     assert says in said
 
 
+def test_a_link_that_leads_out_of_the_repository_is_not_followed(infra: Infra) -> None:
+    """Whoever may push there does not get to write files of the machine that runs this."""
+    outside = infra.folder / "outside.yaml"
+    outside.write_text(MANIFEST)
+    (infra.colleague / "link.yaml").symlink_to(outside)
+    infra.git("add", "link.yaml", cwd=infra.colleague)
+    infra.git("commit", "--quiet", "--message", "feat: a link", cwd=infra.colleague)
+    infra.git("push", "--quiet", "origin", "HEAD:main", cwd=infra.colleague)
+    code, said = infra.set("--file", "link.yaml")
+    assert (code, "link.yaml: no such file on branch main" in said) == (1, True)
+    assert outside.read_text() == MANIFEST
+
+
 def test_another_branch(infra: Infra) -> None:
     """With a branch given it is that one, and main stays."""
     infra.git("branch", "production", "main")
@@ -431,9 +444,10 @@ def test_git_s_words_lose_what_a_setting_put_into_the_url(infra: Infra) -> None:
     assert "s3cret" not in said
 
 
-def test_nobody_s_name_is_made_up(infra: Infra) -> None:
+@pytest.mark.parametrize("role", ["AUTHOR", "COMMITTER"])
+def test_nobody_s_name_is_made_up(infra: Infra, role: str) -> None:
     """Without an author it fails, and says what to set, rather than commit as root@some-host."""
-    code, said = infra.set(env=dict.fromkeys(IDENTITY, ""))
+    code, said = infra.set(env={f"GIT_{role}_NAME": "", f"GIT_{role}_EMAIL": ""})
     assert (code, infra.commits()) == (1, 1)
     assert "GIT_AUTHOR_NAME, GIT_AUTHOR_EMAIL" in said
 
@@ -459,6 +473,7 @@ class Service:
         infra.git("clone", "--quiet", "service.git", "developer", cwd=infra.folder)
         self.first, self.second = self.commit(), self.commit()
         infra.git("fetch", "--quiet", cwd=self.clone)
+        infra.git("checkout", "--quiet", "main", cwd=self.clone)
 
     def commit(self) -> str:
         """A developer's, pushed; its id."""

@@ -101,6 +101,14 @@ def test_secrets_are_given_to_the_steps_that_use_them() -> None:
             assert "secrets." not in str(value) or f'"${name}"' in step["run"]
 
 
+def test_no_secret_is_on_a_command_line() -> None:
+    """Where everybody on the machine could read it: secrets are given to the shell alone, which writes them down."""
+    for step in STEPS:
+        for name, value in step.get("env", {}).items():
+            lines = [line.strip() for line in step["run"].splitlines() if f"${name}" in line and "secrets." in value]
+            assert all(re.match(r"printf (%s|'%s\\n') \"\$\w+\" [>|] |if \[ -n ", line) for line in lines)
+
+
 def test_the_checked_code_gets_no_token() -> None:
     """The job that runs the tests leaves no credential beside them."""
     assert CI["jobs"]["check"]["steps"][0]["with"] == {"persist-credentials": False}
@@ -144,6 +152,7 @@ class Registry(http.server.ThreadingHTTPServer):
         self.uploads: dict[str, bytes] = {}
         self.manifests: dict[str, bytes] = {}
         self.full = False
+        self.asked = False
 
     def handle_error(self, *_: object) -> None:
         """A client that does not trust us hangs up: no news."""
@@ -178,6 +187,7 @@ class Push(http.server.BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         """All methods."""
+        self.server.asked = True
         body, path = self.body(), urlsplit(self.path).path
         known = "Basic " + base64.b64encode(b"ci:s3cret-registry").decode()
         last = path.rsplit("/", 1)[-1]
@@ -491,6 +501,7 @@ def test_a_registry_that_does_not_take_it(delivery: Delivery, registry: Registry
     }
     assert (failed, words[wrong] in said) == ("Push the image", True), said
     assert not registry.manifests
+    assert registry.asked is (wrong in {"password", "full"})  # the password went to nobody else
     assert "0.0.0" in delivery.deployed()
 
 
