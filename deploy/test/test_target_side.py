@@ -22,8 +22,16 @@ from conftest import ROOT, Run
 
 TARGET = ROOT / "deploy" / "target"
 SCRIPT = TARGET / "pull-models.sh"
-DOCUMENTED = {"OLLAMA_HOST", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_MODELS", "OLLAMA_NOPRUNE"}
-"""Those of Ollama 0.32's variables (envconfig/config.go there) that foreman's files and pages name."""
+PAGE = (ROOT / "docs" / "deploy" / "target.md").read_text()
+KNOWN = {
+    "OLLAMA_HOST",
+    "OLLAMA_KEEP_ALIVE",
+    "OLLAMA_MAX_LOADED_MODELS",
+    "OLLAMA_MODELS",
+    "OLLAMA_NOPRUNE",
+    "OLLAMA_NUM_PARALLEL",
+}
+"""Of the variables in envconfig/config.go of Ollama 0.33, those that foreman's files and its page may name."""
 
 PLENTY = 10**9
 CURL = """#!/bin/sh
@@ -337,6 +345,8 @@ def test_it_asks_where_ollama_listens(machine: Stand, host: str, asked: str) -> 
 )
 def test_the_disk_of_the_models_is_looked_at(machine: Stand, folder: str, looked_at: str) -> None:
     """OLLAMA_MODELS or the usual place; of one that is not there yet, or not to be seen, what is above it."""
+    installed = Path("/usr/share/ollama")  # by Ollama's installer, on this very machine
+    looked_at = f"{installed}/.ollama/models" if not folder and installed.exists() else looked_at
     machine.environment["OLLAMA_MODELS"] = folder
     assert machine.pull(machine.roster("small"))[0] == 0
     assert machine.said("df")[-1] == looked_at.format(home=machine.folder)
@@ -388,6 +398,15 @@ def test_systemd_takes_the_settings(run: Run, tmp_path: Path, addition: str) -> 
 
 def test_only_settings_that_ollama_has() -> None:
     """Neither the files nor the page name a variable that Ollama would not read."""
-    texts = [*TARGET.iterdir(), ROOT / "docs" / "deploy" / "target.md"]
-    names = {name for path in texts for name in re.findall(r"(?<!FOREMAN_)OLLAMA_[A-Z_]+", path.read_text())}
-    assert names <= DOCUMENTED
+    texts = [PAGE, *(path.read_text() for path in TARGET.iterdir())]
+    names = {name for text in texts for name in re.findall(r"(?<!FOREMAN_)OLLAMA_[A-Z_]+", text)}
+    assert names == KNOWN
+
+
+@pytest.mark.parametrize("name", [path.name for path in TARGET.iterdir()])
+def test_the_page_says_where_each_file_goes(name: str) -> None:
+    """Each file has its place in the page's table, and a file that says itself where it goes says the same."""
+    row = next(line for line in PAGE.splitlines() if line.startswith("| ") and f"`{name}`" in line)
+    place = re.search(r": `(~?/[^`]+)`", row)
+    assert place or name in ("pull-models.sh", "models.txt")
+    assert place is None or place[1] in (TARGET / name).read_text()
