@@ -53,13 +53,13 @@ def restore(backup: Path, database: Path, now: datetime) -> Path | None:
     """
     backup, database = backup.resolve(), database.resolve()
     with _in_one_line(f"{backup} cannot be restored to {database}"), closing(_open(backup)) as source:
+        if database.exists() and database.samefile(backup):
+            raise NotCopied("they are the same file")
         _need_room(source, database.parent)
-        with _acting_as_owner_of(database if database.exists() else database.parent), _owned(database):
-            if database.exists() and database.samefile(backup):
-                raise NotCopied("they are the same file")
-            with copied(source, part := companion(database, ".part")):
-                before = _set_aside(database, now)
-                settle(part, database)
+        owner, part = database if database.exists() else database.parent, companion(database, ".part")
+        with _acting_as_owner_of(owner), _owned(database), copied(source, part):
+            before = _set_aside(database, now)
+            settle(part, database)
     return before
 
 

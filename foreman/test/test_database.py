@@ -294,6 +294,21 @@ def test_a_read_is_one_snapshot(database: SteppedDatabase, tmp_path: Path) -> No
     assert database.finish(database.read(keys)) == ["later"]
 
 
+def test_the_log_shrinks_again(database: SteppedDatabase, tmp_path: Path) -> None:
+    """What a long reader, such as a backup, made the log grow by is given back to the disk once it has gone."""
+    log = tmp_path / "foreman.db-wal"
+    reader = sqlite3.connect(tmp_path / "foreman.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM kept").fetchone()
+    for number in range(10):
+        database.finish(database.write(keep(str(number), bytes(5_000_000)), durable=False))
+    assert log.stat().st_size > 50_000_000
+    reader.close()
+    for number in range(10, 13):
+        database.finish(database.write(keep(str(number)), durable=False))
+    assert log.stat().st_size < 34_000_000
+
+
 def test_not_open(tmp_path: Path) -> None:
     """Asking a store that is not open fails at once, instead of waiting for ever."""
     database = SteppedDatabase(tmp_path / "foreman.db")

@@ -1,0 +1,290 @@
+"""Backups of the real process: beside load, after a kill, by another user, and back again."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
+
+from foreman.ollama.fake import FakeModel
+from foreman.test.harness import Child, Daemon, ask, chat, daemon, eventually, fake_ollama, reactor
+from foreman.test.test_process_start import NOBODY, _without_privilege
+
+SLOW = FakeModel(name="slow", words=(" one",) * 100, token_rate=1.0)
+
+
+async def typed(
+    folder: Path, *words: str | Path, fails: bool = False, before_exec: Callable[[], None] | None = None
+) -> str:
+    """What `foreman …` prints, or, if it is to fail, its one line."""
+    child = begun(folder, *words, before_exec=before_exec)
+    status = await child.exit_status(within=60)
+    assert (status, child.output if fails else child.errors) == (1 if fails else 0, "")
+    said = child.errors if fails else child.output
+    assert said.count("\n") <= 1
+    return said.strip()
+
+
+def begun(folder: Path, *words: str | Path, before_exec: Callable[[], None] | None = None) -> Child:
+    """A `foreman …` that runs."""
+    command = [sys.executable, "-m", "foreman.command", *map(str, words)]
+    child = Child(folder, "typed", command, {"HOME": str(folder)}, before_exec)
+    child.start()
+    return child
+
+
+def ids(path: Path) -> set[str]:
+    """The jobs of a copy, which is sound."""
+    with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return {job for (job,) in connection.execute("SELECT id FROM jobs")}
+
+
+def mode(path: Path) -> int:
+    """Who may do what with a file."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def size_of(path: Path) -> int:
+    """How long a file is; -1 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+async def submitted(foreman: Daemon, model: str = "tiny-a", **more: Any) -> str:
+    """The id of a job that foreman has acknowledged."""
+    client = await ask(foreman.url, "POST", "/jobs", chat(model, **more))
+    assert client.head is not None
+    assert client.head[0] == 202, client.body
+    return str(client.document["job_id"])
+
+
+async def state(foreman: Daemon, job: str) -> str:
+    """How a job is, or the status of the refusal."""
+    client = await ask(foreman.url, "GET", f"/jobs/{job}")
+    assert client.head is not None
+    return str(client.document["state"]) if client.head[0] == 200 else str(client.head[0])
+
+
+async def all_done(foreman: Daemon, jobs: set[str]) -> None:
+    """Wait until they are."""
+    await eventually(lambda: {row["id"] for row in foreman.rows() if row["state"] == "done"} >= jobs, within=30)
+
+
+# -- beside a daemon that works ----------------------------------------------------------------------------------------
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_backup_under_load(tmp_path: Path) -> None:
+    """While foreman accepts job after job, each backup ends, is sound, and has all that was acknowledged before it."""
+    async with fake_ollama(models=(SLOW,)) as fake, daemon(tmp_path, fake.url) as foreman:
+        accepted: list[str] = []
+        working = True
+
+        async def accept() -> None:
+            while working:
+                accepted.append(await submitted(foreman, "slow", text="x" * 30_000))
+
+        callers = [Deferred.fromCoroutine(accept()) for _ in range(4)]
+        await eventually(lambda: len(accepted) > 100)
+        for number in range(4):
+            acknowledged = set(accepted)
+            copy = Path(await typed(tmp_path, "backup", f"copy{number}.db"))
+            assert ids(copy) >= acknowledged
+            assert len(accepted) > len(acknowledged) + 3
+            assert mode(copy) == 0o600
+        working = False
+        for caller in callers:
+            await caller
+        assert ids(Path(await typed(tmp_path, "backup", "copy0.db"))) == set(accepted)
+        assert foreman.database.with_name("foreman.db-wal").stat().st_size < 64 << 20
+        assert foreman.lines("warn", "error", "critical") == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_backup_is_killed(tmp_path: Path) -> None:
+    """`kill -9` at any moment: the older copy is there, or the newer, and the next run leaves nothing but a copy."""
+    async with fake_ollama(models=(SLOW,)) as fake, daemon(tmp_path, fake.url) as foreman:
+        first = {await submitted(foreman, "slow", text="x" * 1_000_000) for _ in range(20)}
+        folder = tmp_path / "copies"
+        folder.mkdir()
+        goal, part = folder / "copy.db", folder / "copy.db.part"
+        await typed(tmp_path, "backup", goal)
+        both = first | {await submitted(foreman, "slow")}
+        for size in (0, 1, 1_000_000, 5_000_000, 10_000_000, 20_000_000):
+            child = begun(tmp_path, "backup", goal)
+            await eventually(partial(lambda child, size: child.ended or size_of(part) >= size, child, size))
+            await child.end(signal.SIGKILL)
+            assert ids(goal) in (first, both)
+            assert {path.name for path in folder.iterdir()} <= {"copy.db", "copy.db.part"}
+        await typed(tmp_path, "backup", goal)
+        assert ids(goal) == both
+        assert {path.name for path in folder.iterdir()} == {"copy.db"}
+        assert await state(foreman, next(iter(both))) in ("queued", "loading", "working")
+
+
+# -- the way back ------------------------------------------------------------------------------------------------------
+
+
+class Hook(Resource):
+    """A receiver of webhooks."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ids: list[str] = []
+
+    def render_POST(self, request: Request) -> bytes:  # noqa: N802
+        """Take note of the id."""
+        self.ids.append(request.getHeader("webhook-id") or "")
+        return b""
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_restore_does_to_work(tmp_path: Path) -> None:
+    """What the copy holds runs, again if it has run since, with the same webhook-ids; what came later is forgotten."""
+    hook = Hook()
+    port = reactor.listenTCP(0, Site(hook), interface="127.0.0.1")
+    url = f"http://127.0.0.1:{port.getHost().port}/"
+    key = {"Idempotency-Key": "order-7"}
+    try:
+        async with fake_ollama() as fake, daemon(tmp_path, fake.url) as foreman:
+            done = await submitted(foreman)
+            await all_done(foreman, {done})
+            await ask(foreman.url, "POST", "/queue/pause", {"for": "1h"})
+            waiting = {await submitted(foreman, state_webhook_url=url), await submitted(foreman, "tiny-b")}
+            copy = Path(await typed(tmp_path, "backup", "."))
+            assert ids(copy) == {done} | waiting
+
+            await ask(foreman.url, "POST", "/queue/resume")
+            late = (await ask(foreman.url, "POST", "/jobs", chat("tiny-a"), key)).document["job_id"]
+            await all_done(foreman, waiting | {late})
+            await eventually(lambda: len(hook.ids) == 4)
+            told = [*hook.ids]
+
+            line = await typed(tmp_path, "restore", copy, fails=True)
+            assert line.endswith(f"in use by another foreman, pid {foreman.pid}; stop it first")
+            assert await foreman.end() == 0
+            before = Path(await typed(tmp_path, "restore", copy))
+            assert ids(before) == {done, late} | waiting
+            foreman.start()
+            await foreman.ready()
+
+            assert [await state(foreman, job) for job in (done, late)] == ["done", "404"]
+            assert (await ask(foreman.url, "GET", "/queue")).document["paused"]
+            await ask(foreman.url, "POST", "/queue/resume")
+            await all_done(foreman, waiting)
+            await eventually(lambda: len(hook.ids) > len(told) and hook.ids[-1].endswith("-4"))
+            assert set(hook.ids) == set(told)
+            again = await ask(foreman.url, "POST", "/jobs", chat("tiny-a"), key)
+            assert again.head is not None
+            assert again.head[0] == 202
+            assert again.document["job_id"] != late
+    finally:
+        await port.stopListening()
+
+
+# -- other users -------------------------------------------------------------------------------------------------------
+
+
+DAEMON, OTHER = 10001, 10002
+"""Users of a container, which need no names."""
+
+
+def drop(*capabilities: int) -> Callable[[], None]:
+    """Take capabilities from what is executed next, as a container's are."""
+
+    def before_exec() -> None:
+        for number in capabilities:
+            ctypes.CDLL(None).prctl(24, number, 0, 0, 0)  # PR_CAPBSET_DROP
+
+    return before_exec
+
+
+CHOWN, SETGID, SETUID = 0, 6, 7
+
+
+@pytest.fixture
+def theirs() -> Iterator[Path]:
+    """A folder of the daemon's user, with a database as a crash leaves it."""
+    folder = Path(tempfile.mkdtemp())
+    with closing(sqlite3.connect(folder / "foreman.db")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE jobs AS SELECT zeroblob(20000000)")
+        connection.execute("PRAGMA user_version = 1")
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o777)  # for whoever dares
+        os.chown(path, DAEMON, DAEMON)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def owners(folder: Path) -> dict[str, int]:
+    """Whose each file is."""
+    return {entry.name: entry.stat().st_uid for entry in os.scandir(folder)}
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be others")
+
+
+@as_root
+@pytest_twisted.ensureDeferred
+async def test_root_leaves_nothing_of_its_own(theirs: Path, tmp_path: Path) -> None:
+    """A backup by root makes no file that foreman, as its own user, could not open; nor does a restore."""
+    bare = drop(CHOWN)  # with it SQLite would give its files to the owner of the database
+    copy = await typed(tmp_path, "backup", tmp_path / "copy.db", "--db", theirs / "foreman.db", before_exec=bare)
+    assert (owners(tmp_path)["copy.db"], owners(theirs)) == (0, {"foreman.db": DAEMON})
+
+    seen: dict[str, int] = {}
+    while "foreman.db-shm" not in seen:  # what SQLite makes for the while, and a kill would leave
+        child = begun(tmp_path, "backup", tmp_path / "copy.db", "--db", theirs / "foreman.db", before_exec=bare)
+        await eventually(partial(lambda child: seen.update(owners(theirs)) or child.ended, child))
+    assert set(seen.values()) == {DAEMON}
+
+    await typed(tmp_path, "restore", copy, "--db", theirs / "foreman.db", before_exec=bare)
+    assert len(owners(theirs)) == 3
+    assert set(owners(theirs).values()) == {DAEMON}
+    (theirs / "foreman.db").unlink()
+    await typed(tmp_path, "restore", copy, "--db", theirs / "foreman.db", before_exec=bare)
+    assert set(owners(theirs).values()) == {DAEMON}
+
+
+@as_root
+@pytest_twisted.ensureDeferred
+async def test_nobody_else_touches_the_database(theirs: Path, tmp_path: Path) -> None:
+    """Whoever may read the file but is not its owner is told whom to be, and leaves nothing beside it."""
+    line = await typed(
+        tmp_path, "backup", "copy.db", "--db", theirs / "foreman.db", fails=True, before_exec=drop(SETGID, SETUID)
+    )
+    assert line.endswith(f"foreman.db belongs to user {DAEMON}: run this as that user, or as root")
+    assert owners(theirs) == {"foreman.db": DAEMON}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """One line says which, and a closed settings file has no part in it."""
+    async with daemon(tmp_path, NOBODY) as foreman:
+        (tmp_path / "shut").mkdir()
+        (tmp_path / "shut").chmod(0o555)
+        line = await typed(tmp_path, "backup", "shut", fails=True, before_exec=_without_privilege)
+        assert line.endswith("shut/foreman.part: Permission denied")
+        assert ids(Path(await typed(tmp_path, "backup", "copy.db", "--db", foreman.database))) == set()
