@@ -158,7 +158,7 @@ def stand(machine: Stand) -> Iterator[Stand]:
         process.kill()
 
 
-ROSTER = "# what we use\r\nold\n\n  small:latest  # for titles\r\nlarge"
+ROSTER = "# what we use\r\nold\r\n\n  small:latest  # for titles\r\nlarge"
 
 
 # macOS has bash for its sh, and original-awk for its awk.
