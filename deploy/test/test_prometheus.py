@@ -168,14 +168,17 @@ async def test_each_panel_shows_something(here: Watched) -> None:
     """The dashboard, as it stands, has an answer from Prometheus for all that it asks."""
     asked = {query for _, _, query in expressions(here.instance, rate_interval="10s", range_="1h")}
 
-    async def unanswered() -> set[str]:
-        answers = {query: await here.prometheus.query(query) for query in asked}
-        return {query for query, series in answers.items() if all(math.isnan(float(one["value"][1])) for one in series)}
+    unanswered: set[str] = set()
 
     async def all_answered() -> bool:
-        return not await unanswered()
+        answers = {query: await here.prometheus.query(query) for query in asked}
+        unanswered.clear()
+        unanswered.update(
+            query for query, series in answers.items() if all(math.isnan(float(one["value"][1])) for one in series)
+        )
+        return not unanswered
 
-    await until(all_answered, f"answers to {await unanswered()}")
+    await until(all_answered, unanswered)
 
 
 @pytest_twisted.ensureDeferred

@@ -41,8 +41,11 @@ def expressions(instance: str, *, rate_interval: str, range_: str) -> Iterator[t
             yield panel["id"], target.get("legendFormat", ""), expression.replace("$foreman", instance)
 
 
-async def until(holds: Callable[[], Awaitable[object]], what: str, *, within: float = 30.0) -> None:
-    """Ask again and again until the answer is true."""
+async def until(holds: Callable[[], Awaitable[object]], what: object, *, within: float = 30.0) -> None:
+    """Ask again and again until the answer is true.
+
+    :param what: is waited for; told, as it is then, when it did not come.
+    """
     deadline = time.monotonic() + within
     while not await holds():
         assert time.monotonic() < deadline, f"not within {within:g} s: {what}"

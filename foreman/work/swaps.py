@@ -49,10 +49,10 @@ class Swaps:
         """
         found = self._last not in (None, runner) and not self._loaded
         self._loaded, self._last = False, runner
+        if seq < self._forgotten:
+            return
         at = bisect_left(self._places, seq)
-        if seq < self._forgotten or self._places[at : at + 1] == [seq]:
-            return  # it came too long ago, or this is another try
-        beside = self._runners[max(at - 1, 0) : at + 1]  # the one before, the one after
+        beside = self._runners[max(at - 1, 0) : at + 1]  # the one before, and the one after or an earlier try
         if not found:
             self.by_arrival += sum(other != runner for other in beside) - (len(set(beside)) == 2)
         self._places.insert(at, seq)
