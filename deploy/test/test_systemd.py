@@ -135,7 +135,7 @@ def held(family: socket.AddressFamily, address: str) -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize("name", ["foreman", "foreman-desktop"])
 def test_systemd_takes_the_units(run: Run, tmp_path: Path, name: str) -> None:
-    """Systemd finds nothing wrong with them, nor with copies for a second target, which share nothing with the first."""
+    """Nothing is wrong with them, says systemd, nor with copies for a second target, which share nothing with them."""
     for unit in (SERVICE, SOCKET):
         own = (text for name, text in directives(unit) if name not in ("Description", "ExecStart"))
         assert not [text for text in own if re.search(r"foreman(?!\.env|\.db)", text)]
