@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -62,16 +62,21 @@ class Reader:
 
     :ivar words: what the page calls things, and what they are here.
     :ivar environment: for all terminals.
+    :ivar terminals: the processes that were started.
     """
 
     folder: Path
     words: Mapping[str, str]
     environment: Mapping[str, str] = field(factory=dict)
-    _open: list[subprocess.Popen[str]] = field(factory=list)
+    terminals: list[subprocess.Popen[str]] = field(factory=list)
 
     def __attrs_post_init__(self) -> None:
-        for name in ("Makefile", ".venv", "setup.cfg", "pyproject.toml"):  # of the checkout they sit in
-            (self.folder / name).symlink_to(ROOT / name)
+        # The checkout they sit in, in which everything is installed.
+        (self.folder / ".venv").mkdir()
+        for path in (*(ROOT / name for name in ("Makefile", "setup.cfg", "pyproject.toml")), *ROOT.glob(".venv/*")):
+            (self.folder / path.relative_to(ROOT)).symlink_to(path)
+        (self.folder / ".venv" / ".installed").unlink(missing_ok=True)
+        (self.folder / ".venv" / ".installed").touch()
         (self.folder / ".curlrc").write_text("silent\nshow-error\n")  # as to a terminal, no progress
         command = self.folder / "bin" / "ollama"
         command.parent.mkdir()
@@ -92,7 +97,7 @@ class Reader:
             text=True,
             start_new_session=True,
         )
-        self._open.append(terminal)
+        self.terminals.append(terminal)
         return terminal
 
     def copy(self, block: str, listens: int) -> str:
@@ -116,9 +121,9 @@ class Reader:
 
     def leave(self) -> None:
         """Close all terminals."""
-        for terminal in self._open:
-            os.killpg(terminal.pid, signal.SIGKILL)
-            terminal.communicate()
+        for terminal in self.terminals:
+            with suppress(ProcessLookupError):
+                os.killpg(terminal.pid, signal.SIGKILL)
 
 
 def _is_taken(port: int) -> bool:
@@ -137,6 +142,8 @@ def reading(folder: Path, words: Mapping[str, str], environment: Mapping[str, st
     finally:
         patience.cancel()
         reader.leave()
+        for terminal in reader.terminals:
+            terminal.communicate()
 
 
 def test_just_to_see_it(tmp_path: Path) -> None:
