@@ -42,9 +42,9 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 # What deploy/ and the Dockerfile hold, judged by the tools of those who read such files: some from PyPI, others Debian's.
-DEBIAN = age prometheus shellcheck skopeo systemd
+DEBIAN = age curl iproute2 nftables original-awk prometheus shellcheck skopeo systemd
 test-deploy: $(VENV)/.installed .venv-deploy/.installed
-	@for tool in age promtool shellcheck skopeo systemd-analyze; do command -v $$tool >/dev/null || \
+	@for tool in age curl ip nft original-awk promtool shellcheck skopeo systemd-analyze; do command -v $$tool >/dev/null || \
 		{ echo "make test-deploy needs $$tool; Debian: apt-get install --no-install-recommends $(DEBIAN)" >&2; exit 1; }; done
 	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal deploy/test
 
