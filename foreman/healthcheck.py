@@ -47,14 +47,14 @@ def place(addr: str) -> Place:
     """
     kind, _, rest = addr.partition(":")
     if kind == "haproxy":
-        return place(rest)._replace(greeting=b"PROXY UNKNOWN\r\n")
+        return place(rest)._replace(greeting=b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n")
     if kind == "systemd":
         raise ValueError("a socket of systemd's is known to systemd alone")
     if kind in _POSITIONS:
         values = _arguments(kind, rest)
         if kind == "unix":
             return Place(values["address"])
-        host, port = values.get("interface", ""), values.get("port", "443")
+        host, port = values.get("interface", ""), values.get("port", "443" if kind == "tls" else "")
     else:
         host, _, port = addr.rpartition(":")
     if not port.isdigit() or int(port) == 0:

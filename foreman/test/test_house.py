@@ -34,6 +34,7 @@ MAY_KNOW = {
     "webhooks": SHARED | {"documents"},
     "web": SHARED | {"documents", "ollama", "work", "webhooks", "config", "durations"},
     "tap": {"config", "errors", "service"},
+    "healthcheck": set(),  # a process of its own, which must start at once
     "client": {"foreman", "webhooks"},  # of which it may import what needs no more than the standard library
     "verify": set(),  # it judges foreman from outside
     "command": {"foreman", "client", "verify", "durations", "backups", "errors"},
