@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from foreman.config import SETTINGS, Configuration
 from foreman.durations import parse_duration
 from foreman.errors import ConfigurationError
 from foreman.test.harness import daemon, fake_ollama
+from foreman.web.site import BODIES_AT_ONCE
 
 FOLDER = ROOT / "deploy" / "compose"
 COMPOSE, EXAMPLE = FOLDER / "docker-compose.yml", FOLDER / ".env.example"
+PAGE = ROOT / "docs" / "deploy" / "compose.md"
 SERVICES = ("foreman", "second")
 TOKEN = "a-token-for-the-test"
 MINE = {
@@ -177,7 +180,8 @@ def test_the_container_can_do_little(name: str) -> None:
     assert volume.endswith(":/data")
     assert service["environment"]["FOREMAN_DB"].startswith("/data/")
     assert service["environment"]["TMPDIR"] == "/data"
-    assert service["mem_limit"]
+    bodies = BODIES_AT_ONCE * Configuration.from_environment({}).max_body
+    assert int(service["mem_limit"].removesuffix("g")) * 2**30 >= 1.5 * bodies
     assert service["pids_limit"]
     assert service["cpus"] <= 1  # more than a machine has is refused
     assert service["ulimits"]["nofile"] >= 65536
@@ -237,6 +241,25 @@ def test_traefik_cuts_no_call_short() -> None:
     timeouts = point["transport"]["respondingTimeouts"]
     assert (timeouts["readTimeout"], timeouts["writeTimeout"]) == ("0s", "0s")
     assert snippet["serversTransport"]["forwardingTimeouts"] == {"responseHeaderTimeout": "0s"}
+
+
+@pytest.mark.parametrize("settings", [{"FOREMAN_EMBED_MODLE": "x"}, {"FOREMAN_MAX_BODY": "lots"}])
+def test_the_page_shows_what_foreman_says(settings: dict[str, str]) -> None:
+    """What docs/deploy/compose.md has foreman say of bad settings is what it says."""
+    with pytest.raises(ConfigurationError) as said:
+        Configuration.from_environment(settings)
+    assert f"`{said.value}`" in PAGE.read_text()
+
+
+def test_the_commands_of_the_page(run: Run, tmp_path: Path) -> None:
+    """The commands of docs/deploy/compose.md are sound shell, and the files they name are there."""
+    blocks = re.findall(r"^ *```sh\n(.*?)```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    script = tmp_path / "page.sh"
+    script.write_text("set -e\n" + textwrap.dedent("".join(blocks)))
+    run("shellcheck", "--shell=bash", script)
+    named = re.findall(r"(?:deploy|requirements)/[\w./-]+", script.read_text())
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 # -- the daemon --------------------------------------------------------------------------------------------------------

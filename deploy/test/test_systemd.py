@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +25,14 @@ from attrs import frozen
 from conftest import ROOT, Run
 
 from foreman.config import SETTINGS, Configuration
+from foreman.errors import ConfigurationError
 from foreman.kinds import BACKLOG
 from foreman.test.harness import ask, chat, eventually, fake_ollama, send
+from foreman.web.site import BODIES_AT_ONCE
 
 UNITS = ROOT / "deploy" / "systemd"
 SERVICE, SOCKET, SETTINGS_FILE = (UNITS / f"foreman.{ending}" for ending in ("service", "socket", "env"))
+PAGE = ROOT / "docs" / "deploy" / "systemd.md"
 EXPOSURE = 13
 """Tenths; what is left is mostly that foreman talks to the network."""
 
@@ -165,6 +169,12 @@ def test_a_stop_has_the_time_it_needs() -> None:
     assert "TimeoutStopSec" in SETTINGS_FILE.read_text().partition("FOREMAN_SHUTDOWN_GRACE")[0].rpartition("\n\n")[2]
 
 
+def test_all_that_may_wait_fits_into_the_memory() -> None:
+    """As many and as large requests as foreman takes in at once do not have it killed for its memory."""
+    bodies = BODIES_AT_ONCE * Configuration.from_environment({}).max_body
+    assert int(value(SERVICE, "MemoryMax").removesuffix("G")) * 2**30 >= 1.5 * bodies
+
+
 def test_as_many_may_wait_at_the_socket() -> None:
     """A burst of callers finds as much room as where foreman makes its socket itself."""
     assert int(value(SOCKET, "Backlog")) == BACKLOG
@@ -183,6 +193,25 @@ def test_the_example_settings_are_settings() -> None:
     commented = {name: each for name, each in variables(text).items() if name not in given}
     assert commented == {name: defaults[name] for name in commented}
     assert commented
+
+
+@pytest.mark.parametrize("settings", [{"FOREMAN_EMBED_MODLE": "x"}, {"FOREMAN_MAX_BODY": "lots"}])
+def test_the_page_shows_what_foreman_says(settings: dict[str, str]) -> None:
+    """What docs/deploy/systemd.md has foreman say of bad settings is what it says."""
+    with pytest.raises(ConfigurationError) as said:
+        Configuration.from_environment(settings)
+    assert f"`{said.value}`" in PAGE.read_text()
+
+
+def test_the_commands_of_the_page(run: Run, tmp_path: Path) -> None:
+    """The commands of docs/deploy/systemd.md are sound shell, and the files they name are there."""
+    blocks = re.findall(r"^ *```sh\n(.*?)```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    script = tmp_path / "page.sh"
+    script.write_text("set -e\n" + textwrap.dedent("".join(blocks)))
+    run("shellcheck", "--shell=bash", script)
+    named = re.findall(r"(?:deploy|requirements)/[\w./-]+", script.read_text())
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 # -- the daemon --------------------------------------------------------------------------------------------------------
