@@ -53,15 +53,16 @@ def place(addr: str) -> Place:
     if kind in _POSITIONS:
         values = _arguments(kind, rest)
         if kind == "unix":
-            return Place(values["address"])
+            return Place(values.get("address", ""))
         host, port = values.get("interface", ""), values.get("port", "443" if kind == "tls" else "")
     else:
         host, _, port = addr.rpartition(":")
     if not port.isdigit() or int(port) == 0:
         raise ValueError("it names no port")
-    # Where that is every address of this machine (0.0.0.0, ::), to connect to it means this machine, too.
-    nowhere = "::" if kind in ("tcp6", "tls") else "127.0.0.1"
-    return Place((host.strip("[]") or nowhere, int(port)), tls=kind in ("ssl", "tls"))
+    host = host.strip("[]")
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104 - where it listens, not where we do
+        host = "localhost"  # by IPv6 or IPv4, whichever there is: on `::` foreman has both, but a container may not
+    return Place((host, int(port)), tls=kind in ("ssl", "tls"))
 
 
 def _arguments(kind: str, text: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +87,9 @@ def test_it_looks_where_foreman_listens(addr: str) -> None:
         assert found == endpoint["_address"]
     else:
         host, port = found
-        everywhere = endpoint["_interface"] or "0.0.0.0"  # noqa: S104
+        everywhere = endpoint["_interface"] in ("", "0.0.0.0", "::")  # noqa: S104
         assert port == endpoint["_port"]
-        assert host == everywhere or (ip_address(everywhere).is_unspecified and ip_address(host).is_loopback)
+        assert host == ("localhost" if everywhere else endpoint["_interface"])
 
 
 def test_without_a_setting_it_looks_where_foreman_is_then() -> None:
@@ -105,7 +104,7 @@ def test_without_a_setting_it_looks_where_foreman_is_then() -> None:
     [
         ":{port}",
         "[::]:{port}",
-        "tcp6:{port}",
+        r"tcp6:{port}:interface=\:\:ffff\:127.0.0.1",
         "haproxy:tcp:{port}",
         "ssl:{port}:privateKey={folder}/key.pem:certKey={folder}/root.pem",
         "tls:{folder}/names:{port}",
@@ -169,11 +168,12 @@ async def test_silence_is_not_awaited_for_long() -> None:
 @pytest.mark.parametrize(
     ("addr", "why"),
     [
-        ("systemd:domain=INET:index=0", "systemd"),
+        ("systemd:domain=INET:index=0", "known to systemd alone"),
         ("127.0.0.1:0", "names no port"),
         ("tcp:interface=127.0.0.1", "names no port"),
         ("nonsense", "names no port"),
         ("unix:/nowhere/s", "No such file"),
+        ("unix:", "refused"),
         ("127.0.0.1:9", "refused"),
     ],
 )
