@@ -1,11 +1,12 @@
 """Backups of a database, made beside a running foreman, and the way back.
 
-Only the file's owner makes them, or root in its place: whoever opens a database in use may have to make the log beside
-it, and a log that is somebody else's keeps foreman from its own file (docs/adr/0020).
+Only the file's owner makes them, or root: whoever opens a database may have to make the log beside it, and a log that
+is somebody else's keeps foreman from its own file (docs/adr/0020).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -53,11 +54,14 @@ def restore(backup: Path, database: Path, now: datetime) -> Path | None:
     """
     backup, database = backup.resolve(), database.resolve()
     with _in_one_line(f"{backup} cannot be restored to {database}"), closing(_open(backup)) as source:
-        if database.exists() and database.samefile(backup):
-            raise NotCopied("they are the same file")
+        if database.exists():
+            _need_right(database)
+            if database.samefile(backup):
+                raise NotCopied("they are the same file")
         _need_room(source, database.parent)
-        owner, part = database if database.exists() else database.parent, companion(database, ".part")
-        with _acting_as_owner_of(owner), _owned(database), copied(source, part):
+        owner = (database if database.exists() else database.parent).stat()
+        with _owned(database, owner), copied(source, part := companion(database, ".part")):
+            _give(part, owner)
             before = _set_aside(database, now)
             settle(part, database)
     return before
@@ -110,57 +114,53 @@ def _need_room(source: sqlite3.Connection, folder: Path) -> None:
         raise NotCopied(f"it needs {needed >> 20} MiB, and {folder} has {free >> 20} MiB")
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
+# -- whose files they are --------------------------------------------------------------------------------------------
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Open a foreman database, so that nothing beside it belongs to anybody but its owner."""
+    """Open a foreman database."""
     if not path.is_file():
         raise NotCopied(f"there is no file {path}")
-    with _acting_as_owner_of(path):
-        # Not read-only: what SQLite makes beside the file it would leave there.
-        connection = sqlite3.connect(uri(path, "mode=rw"), uri=True, isolation_level=None)
-        try:
-            if version(connection) == 0:
-                raise NotCopied(f"{path} is not a database of foreman's")
-        except BaseException:
-            connection.close()
-            raise
+    _need_right(path)
+    # Not read-only: what SQLite makes beside the file it would leave there.
+    connection = sqlite3.connect(uri(path, "mode=rw"), uri=True, isolation_level=None)
+    try:
+        if version(connection) == 0:
+            raise NotCopied(f"{path} is not a database of foreman's")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-@contextmanager
-def _acting_as_owner_of(path: Path) -> Iterator[None]:
-    """Be who the file belongs to, as root may: what is made in the block then belongs to the same.
-
-    :raise NotCopied: we are neither.
-    """
-    user, group, owner = os.geteuid(), os.getegid(), path.stat()
-    if user == owner.st_uid:
-        yield
+def _need_right(path: Path) -> None:
+    """Refuse whoever would make a log that the database's owner cannot open; root's SQLite gives it to the owner."""
+    owner = path.stat().st_uid
+    if os.geteuid() == owner:
         return
     try:
-        os.setegid(owner.st_gid)
-        os.seteuid(owner.st_uid)
-    except PermissionError as error:
-        raise NotCopied(f"{path} belongs to user {owner.st_uid}: run this as that user, or as root") from error
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-        os.setegid(group)
+        os.chown(path, owner, -1)  # changes nothing; root may, but not in every container
+    except OSError as error:
+        if error.errno != errno.EROFS:  # where nothing can be made
+            raise NotCopied(f"{path} belongs to user {owner}: run this as that user, or as root") from error
 
 
-# -- the way back ----------------------------------------------------------------------------------------------------
+def _give(file: Path | int, owner: os.stat_result) -> None:
+    if os.geteuid() == 0:
+        os.chown(file, owner.st_uid, owner.st_gid)
 
 
 @contextmanager
-def _owned(database: Path) -> Iterator[None]:
+def _owned(database: Path, owner: os.stat_result) -> Iterator[None]:
     lock = own(database)
     try:
+        _give(lock, owner)
         yield
     finally:
         os.close(lock)
+
+
+# -- the way back ----------------------------------------------------------------------------------------------------
 
 
 def _set_aside(database: Path, now: datetime) -> Path | None:

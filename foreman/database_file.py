@@ -127,7 +127,8 @@ def _begin(part: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             status = os.fstat(descriptor)
-            if status.st_uid != os.geteuid() or status.st_nlink > 1:  # in a folder of everybody's, somebody's trap
+            ours = (os.geteuid(), part.parent.stat().st_uid)
+            if status.st_uid not in ours or status.st_nlink > 1:  # in a folder of everybody's, somebody's trap
                 raise NotCopied(f"{part} is not ours: remove it")
             if _is(part, descriptor):  # else whoever had it has just renamed it
                 os.fchmod(descriptor, 0o600)

@@ -31,7 +31,7 @@ SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 @click.pass_context
 def main(context: click.Context, url: str | None) -> None:
     """One small daemon in front of one Ollama."""
-    if context.resilient_parsing:
+    if context.resilient_parsing or context.invoked_subcommand in (backup.name, restore.name):  # which ask no foreman
         return
     try:
         settings = context.obj = read_settings(url, os.environ, settings_path())

@@ -94,13 +94,14 @@ def test_a_copy_is_one_private_file(
         fill(source, part, descriptor)
 
     monkeypatch.setattr(database_file, "_fill", look)
+    monkeypatch.setattr(os, "fchmod", lambda descriptor, _mode: seen.append(os.fstat(descriptor).st_mode & 0o777))
     try:
         copy = back_up(live, tmp_path / "copy.db", NOW)
     finally:
         os.umask(umask)
     put(database, "later")
     assert keys(copy) == ["first"]
-    assert [*seen, copy.stat().st_mode & 0o777] == [0o600, 0o600]
+    assert [*seen, copy.stat().st_mode & 0o777] == [0o600] * 3
     assert names(tmp_path) == before | {"copy.db"}
 
 

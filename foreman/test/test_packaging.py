@@ -150,3 +150,18 @@ def test_callers_get_the_client_without_the_daemon(small: Path, tmp_path: Path) 
         print(Path(foreman.client.__file__).parents[2])
     """
     assert CHECKOUT not in Path(run(small, "-c", script, cwd=tmp_path).strip()).parents
+
+
+def test_backups_need_no_daemon(small: Path, tmp_path: Path) -> None:
+    """There, too, `foreman backup` and `foreman restore` copy a database."""
+    script = """if True:
+        import sqlite3
+        connection = sqlite3.connect("foreman.db")
+        connection.execute("CREATE TABLE jobs (id TEXT)")
+        connection.execute("PRAGMA user_version = 1")
+        connection.close()
+    """
+    run(small, "-c", script, cwd=tmp_path)
+    copy = run(small, "-m", "foreman.command", "backup", "copy.db", cwd=tmp_path).strip()
+    before = run(small, "-m", "foreman.command", "restore", "copy.db", cwd=tmp_path).strip()
+    assert (Path(copy), Path(before).exists()) == (tmp_path / "copy.db", True)

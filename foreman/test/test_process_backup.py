@@ -206,27 +206,20 @@ async def test_what_a_restore_does_to_work(tmp_path: Path) -> None:
 # -- other users -------------------------------------------------------------------------------------------------------
 
 
-DAEMON, OTHER = 10001, 10002
-"""Users of a container, which need no names."""
+DAEMON = 10001
+"""A user of a container, who needs no name."""
 
 
-def drop(*capabilities: int) -> Callable[[], None]:
-    """Take capabilities from what is executed next, as a container's are."""
-
-    def before_exec() -> None:
-        for number in capabilities:
-            ctypes.CDLL(None).prctl(24, number, 0, 0, 0)  # PR_CAPBSET_DROP
-
-    return before_exec
-
-
-CHOWN, SETGID, SETUID = 0, 6, 7
+def _no_giving() -> None:
+    """Take from root, in what is executed next, the right to give files away, as containers do."""
+    ctypes.CDLL(None).prctl(24, 0, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_CHOWN
 
 
 @pytest.fixture
 def theirs() -> Iterator[Path]:
-    """A folder of the daemon's user, with a database as a crash leaves it."""
-    folder = Path(tempfile.mkdtemp())
+    """A folder of the daemon's user with a database, in one that is closed to that user, as systemd has it."""
+    closed = Path(tempfile.mkdtemp())
+    (folder := closed / "foreman").mkdir()
     with closing(sqlite3.connect(folder / "foreman.db")) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("CREATE TABLE jobs AS SELECT zeroblob(20000000)")
@@ -235,7 +228,7 @@ def theirs() -> Iterator[Path]:
         path.chmod(0o777)  # for whoever dares
         os.chown(path, DAEMON, DAEMON)
     yield folder
-    shutil.rmtree(folder)
+    shutil.rmtree(closed)
 
 
 def owners(folder: Path) -> dict[str, int]:
@@ -250,38 +243,40 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be others"
 @pytest_twisted.ensureDeferred
 async def test_root_leaves_nothing_of_its_own(theirs: Path, tmp_path: Path) -> None:
     """A backup by root makes no file that foreman, as its own user, could not open; nor does a restore."""
-    bare = drop(CHOWN)  # with it SQLite would give its files to the owner of the database
-    copy = await typed(tmp_path, "backup", tmp_path / "copy.db", "--db", theirs / "foreman.db", before_exec=bare)
-    assert (owners(tmp_path)["copy.db"], owners(theirs)) == (0, {"foreman.db": DAEMON})
-
+    copy, database = tmp_path / "copy.db", theirs / "foreman.db"
     seen: dict[str, int] = {}
     while "foreman.db-shm" not in seen:  # what SQLite makes for the while, and a kill would leave
-        child = begun(tmp_path, "backup", tmp_path / "copy.db", "--db", theirs / "foreman.db", before_exec=bare)
+        child = begun(tmp_path, "backup", copy, "--db", database)
         await eventually(partial(lambda child: seen.update(owners(theirs)) or child.ended, child))
+        assert await child.exit_status() == 0
     assert set(seen.values()) == {DAEMON}
+    assert (owners(tmp_path)["copy.db"], owners(theirs)) == (0, {"foreman.db": DAEMON})
 
-    await typed(tmp_path, "restore", copy, "--db", theirs / "foreman.db", before_exec=bare)
+    await typed(tmp_path, "restore", copy, "--db", database)
     assert len(owners(theirs)) == 3
     assert set(owners(theirs).values()) == {DAEMON}
-    (theirs / "foreman.db").unlink()
-    await typed(tmp_path, "restore", copy, "--db", theirs / "foreman.db", before_exec=bare)
+    database.unlink()
+    await typed(tmp_path, "restore", copy, "--db", database)
     assert set(owners(theirs).values()) == {DAEMON}
 
 
 @as_root
+@pytest.mark.parametrize("command", ["backup", "restore"])
 @pytest_twisted.ensureDeferred
-async def test_nobody_else_touches_the_database(theirs: Path, tmp_path: Path) -> None:
-    """Whoever may read the file but is not its owner is told whom to be, and leaves nothing beside it."""
-    line = await typed(
-        tmp_path, "backup", "copy.db", "--db", theirs / "foreman.db", fails=True, before_exec=drop(SETGID, SETUID)
-    )
+async def test_nobody_else_touches_the_database(theirs: Path, tmp_path: Path, command: str) -> None:
+    """Whoever cannot give a file away, a container's root for one, is told whom to be, and leaves nothing there."""
+    database = theirs / "foreman.db"
+    await typed(tmp_path, "backup", "copy.db", "--db", database)
+    line = await typed(tmp_path, command, "copy.db", "--db", database, fails=True, before_exec=_no_giving)
     assert line.endswith(f"foreman.db belongs to user {DAEMON}: run this as that user, or as root")
     assert owners(theirs) == {"foreman.db": DAEMON}
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    """One line says which, and a closed settings file has no part in it."""
+    """One line says which; and a settings file that cannot be used has no part in it."""
+    (tmp_path / ".config" / "foreman").mkdir(parents=True)
+    (tmp_path / ".config" / "foreman" / "config.toml").write_text("no settings")
     async with daemon(tmp_path, NOBODY) as foreman:
         (tmp_path / "shut").mkdir()
         (tmp_path / "shut").chmod(0o555)
