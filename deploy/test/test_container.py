@@ -19,7 +19,9 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from attrs import define, field
 from conftest import Run
 
 import foreman
+from foreman.config import Configuration
 
 IS_ROOT = os.geteuid() == 0
 VERSION = "0.1.0+test.1"
@@ -200,7 +203,7 @@ def stand_in(place: Path) -> None:
     python = place / "bin" / "python"
     shutil.copy2(Path(sysconfig.get_config_var("BINDIR")) / f"python{sysconfig.get_python_version()}", python)
     environment = {"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(place / "lib"), "HOME": str(place)}
-    command = [python, "-m", "ensurepip", "--default-pip"]
+    command = [str(python), "-m", "ensurepip", "--default-pip"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -239,31 +242,32 @@ def image(root: Path, dockerfile: str, ignore: list[str], checkout: set[str]) ->
     told = place / "told.json"
     with (place / "door").open("w") as door, (place / "guests").open("w") as guests:
         fcntl.flock(door, fcntl.LOCK_EX)
-        if not told.exists():
-            for name in checkout:
-                if passes(ignore, name):
-                    (made.context / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(root / name, made.context / name)
-            # Made where it is used, since pip's first line names it.
-            stand_in(made.root / "usr/local")
-            (made.root / "usr/local").rename(made.base)
-            shutil.rmtree(made.root)
-            made.walk(dockerfile)
-            subprocess.run(["chmod", "-R", "a-w", made.root], check=True)
-            for writable, mode in ((made.root / "data", 0o700), (made.root / "tmp", 0o1777)):
-                writable.chmod(mode)
-            told.write_text(json.dumps([made.environment, made.labels, made.done, made.folder]))
-        made.environment, made.labels, made.done, made.folder = json.loads(told.read_text())
         fcntl.flock(guests, fcntl.LOCK_SH)
-        fcntl.flock(door, fcntl.LOCK_UN)
-        yield made
-        fcntl.flock(door, fcntl.LOCK_EX)
         try:
-            fcntl.flock(guests, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        subprocess.run(["chmod", "-R", "u+w", place], check=True)
-        shutil.rmtree(place)
+            if not told.exists():
+                for name in checkout:
+                    if passes(ignore, name):
+                        (made.context / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copy2(root / name, made.context / name)
+                # Made where it is used, since pip's first line names it.
+                stand_in(made.root / "usr/local")
+                (made.root / "usr/local").rename(made.base)
+                shutil.rmtree(made.root)
+                made.walk(dockerfile)
+                mounted = {each: each.stat().st_mode for each in (made.root / "data", made.root / "tmp")}
+                subprocess.run(["chmod", "-R", "a-w", made.root], check=True)
+                for writable, mode in mounted.items():
+                    writable.chmod(mode)
+                told.write_text(json.dumps([made.environment, made.labels, made.done, made.folder]))
+            made.environment, made.labels, made.done, made.folder = json.loads(told.read_text())
+            fcntl.flock(door, fcntl.LOCK_UN)
+            yield made
+        finally:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            with suppress(BlockingIOError):  # somebody else is still in
+                fcntl.flock(guests, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                subprocess.run(["chmod", "-R", "u+w", place], check=True)
+                shutil.rmtree(place)
 
 
 def ends(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -388,3 +392,24 @@ def test_a_version_that_is_none_ends_the_build(image: Image, dockerfile: str, tm
     shutil.copytree(image.context, tmp_path, dirs_exist_ok=True)
     with pytest.raises(AssertionError, match=version):
         build.walk(f"RUN {step}")
+
+
+def test_the_page_is_right(root: Path, dockerfile: str, image: Image) -> None:
+    """docs/deploy/container.md names the build arguments there are, the user's number, and a stop of enough time."""
+    page = (root / "docs" / "deploy" / "container.md").read_text()
+    steps = instructions(dockerfile)
+    defaults = dict(rest.partition("=")[::2] for name, rest in steps if name == "ARG" and "=" in rest)
+    table = dict(re.findall(r"^\| `([A-Z]+)` \| `?([^|`]+)`? \|", page, re.MULTILINE))
+    said = {"VERSION": "that of the source"} | {name: "empty" for name, default in defaults.items() if not default}
+    assert table == defaults | said
+    uid, gid = image.done["USER"].split(":")
+    assert f"install -d -o {uid} -g {gid} -m 0700" in page
+    [line] = re.findall(r"^docker run .*?[^\\]$", page, re.MULTILINE | re.DOTALL)
+    words = shlex.split(line)
+    stop = int(words[words.index("--stop-timeout") + 1])
+    assert stop > Configuration().shutdown_grace
+    assert {"--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"} < set(words)
+    variables = [each for before, each in pairwise(words) if before == "--env"]
+    Configuration.from_environment({each.partition("=")[0]: "" for each in variables})
+    assert f"foreman:{image.done['VOLUME']}" in words
+    assert f"8080:{image.done['EXPOSE']}" in words
