@@ -232,6 +232,8 @@ async def test_the_service_answers_on_the_socket_it_is_given(
                 assert (await ask(manager.url, "GET", "/api/tags")).head[0] == 401  # type: ignore[index]
                 answer = await ask(manager.url, "POST", "/api/chat", chat("mid-b:latest", stream=False), BEARER)
                 assert answer.document["done"] is True, answer.body
+                shown = "[::]" if family == socket.AF_INET6 else address
+                assert f" listens on {shown}:{listening.getsockname()[1]}\n" in manager.log()
                 service.send_signal(signal.SIGTERM)
                 await eventually(lambda: service.poll() is not None, within=30)
                 assert service.returncode == 0, manager.log()
