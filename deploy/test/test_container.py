@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sysconfig
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -28,6 +29,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 from conftest import Run
+from packaging.requirements import Requirement
 
 import foreman
 from foreman.config import Configuration
@@ -319,6 +321,15 @@ def test_what_is_in_it_is_what_is_pinned(image: Image, root: Path) -> None:
     for name in ("pip", "setuptools"):
         assert list(image.base.glob(f"lib/python3*/site-packages/{name}"))
         assert list(image.root.glob(f"**/site-packages/{name}*")) == []
+
+
+def test_what_builds_it_is_pinned(root: Path) -> None:
+    """What turns the source into a package comes by hash as well: a new release of it changes no image by itself."""
+    needs = tomllib.loads((root / "pyproject.toml").read_text())["build-system"]["requires"]
+    pins = (root / "requirements" / "build.txt").read_text()
+    pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+) \\\n    --hash=sha256:[0-9a-f]{64}", pins, re.MULTILINE))
+    for requirement in map(Requirement, needs):
+        assert requirement.specifier.contains(pinned[requirement.name])
 
 
 def test_plugins_are_found_without_writing(image: Image) -> None:
