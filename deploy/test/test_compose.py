@@ -216,6 +216,7 @@ def test_no_secret_is_in_the_environment(name: str) -> None:
         assert inside.startswith("/run/secrets/")
         assert inside.removeprefix("/run/secrets/") in service["secrets"]
         assert described["secrets"][inside.removeprefix("/run/secrets/")]["file"] == env[file]
+    assert environment(filled(FOREMAN_OLLAMA_TOKEN="first's"), "second")["FOREMAN_OLLAMA_TOKEN"] == ""
     without = loaded(filled())
     assert {each["file"] for each in without["secrets"].values()} == {"./secrets/token", "/dev/null"}
 
