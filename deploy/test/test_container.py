@@ -156,7 +156,7 @@ class Image:
 
     def _arg(self, rest: str) -> None:
         name, _, default = rest.partition("=")
-        known = self.arguments if self.stage or self.root.exists() else self.everywhere
+        known = self.arguments if self.root.exists() else self.everywhere
         known[name] = self.given.get(name, default or self.everywhere.get(name, ""))
 
     def _copy(self, rest: str) -> None:
@@ -169,7 +169,7 @@ class Image:
         for source in sources:
             found, place = home / source.lstrip("/"), self._place(target)
             if found.is_dir():
-                shutil.copytree(found, place, symlinks=True, dirs_exist_ok=True)
+                shutil.copytree(found, place, copy_function=os.link, symlinks=True, dirs_exist_ok=True)
             else:
                 shutil.copy2(found, place / found.name if target.endswith("/") else place)
 
@@ -177,10 +177,12 @@ class Image:
         command = self._below(rest)
         if not IS_ROOT:  # nobody but root can give a file away
             command = command.replace("--owner=10001 --group=10001", "")
-        environment = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "HTTP", "http"))}
-        if "--require-hashes" not in command:  # what is not pinned comes from here, or not at all
-            environment = {"HTTPS_PROXY": "http://127.0.0.1:9", "PIP_INDEX_URL": "http://127.0.0.1:9"}
-        environment |= {"HOME": str(self.root / "tmp")} | self.arguments | self.environment
+        if "--require-hashes" in command:  # the machine's own way to packages
+            environment = {name: os.environ[name] for name in os.environ if not name.startswith(("FOREMAN", "PYTHON"))}
+        else:  # what is not pinned comes from here, or not at all
+            dead_end = "http://127.0.0.1:9"
+            environment = {"HOME": str(self.root), "HTTPS_PROXY": dead_end, "PIP_INDEX_URL": dead_end}
+        environment |= self.arguments | self.environment
         done = subprocess.run(
             ["/bin/sh", "-c", command],
             cwd=self._place(self.folder),
