@@ -24,6 +24,7 @@ from foreman.config import SETTINGS, Configuration
 from foreman.durations import parse_duration, parse_size
 from foreman.errors import ConfigurationError
 from foreman.test.harness import ask, daemon, fake_ollama
+from foreman.web.site import BODIES_AT_ONCE
 
 Object = dict[str, Any]
 
@@ -233,12 +234,14 @@ def test_its_namespace_refuses_anything_looser(objects: dict[tuple[str, str], Ob
 
 
 def test_whatever_it_writes_has_a_place(pod: Object, container: Object, configuration: Configuration) -> None:
-    """The root is read-only: the database is on the volume, and /tmp has room for all the bodies that may wait."""
+    """The root is read-only: the database is on the volume; /tmp, and memory, have room for all bodies that may wait."""
     places = {each["mountPath"]: each["name"] for each in container["volumeMounts"] if not each.get("readOnly")}
     volumes = {each["name"]: each for each in pod["volumes"]}
     assert "persistentVolumeClaim" in volumes[places[str(Path(configuration.db).parent)]]
     room = volumes[places["/tmp"]]["emptyDir"]["sizeLimit"]  # noqa: S108 - the container's own
-    assert parse_size(f"{room}B") >= 16 * configuration.max_body
+    bodies = BODIES_AT_ONCE * configuration.max_body
+    assert parse_size(f"{room}B") >= bodies
+    assert parse_size(f"{container['resources']['limits']['memory']}B") >= 1.5 * bodies
 
 
 def test_no_secret_is_in_the_environment(environment: dict[str, str], container: Object, pod: Object) -> None:
