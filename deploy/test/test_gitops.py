@@ -234,7 +234,7 @@ def test_its_namespace_refuses_anything_looser(objects: dict[tuple[str, str], Ob
 
 
 def test_whatever_it_writes_has_a_place(pod: Object, container: Object, configuration: Configuration) -> None:
-    """The root is read-only: the database is on the volume; /tmp, and memory, have room for all bodies that may wait."""
+    """The root is read-only: the database is on the volume; /tmp and memory have room for all bodies that wait."""
     places = {each["mountPath"]: each["name"] for each in container["volumeMounts"] if not each.get("readOnly")}
     volumes = {each["name"]: each for each in pod["volumes"]}
     assert "persistentVolumeClaim" in volumes[places[str(Path(configuration.db).parent)]]

@@ -133,7 +133,7 @@ LIES: dict[str, tuple[Lie, Question, str]] = {
     "status": (Lie(status=lambda _: 201), VERSION, "status: 200, through foreman 201"),
     "status of an error": (Lie(status=lambda _: 500), UNKNOWN, "status: 404, through foreman 500"),
     "header changed": (Lie(headers=_with("content-type", "text/plain")), STREAM, "header content-type: "),
-    "header added": (Lie(headers=_with("x-powered-by", "x")), VERSION, "header x-powered-by: none, through foreman 'x'"),
+    "header added": (Lie(headers=_with("x-made-by", "x")), VERSION, "header x-made-by: none, through foreman 'x'"),
     "header lost": (Lie(headers=_without("content-type")), VERSION, "through foreman none"),
     "header twice": (Lie(headers=lambda headers: (*headers, *headers)), VERSION, "header content-type: "),
     "length of a HEAD": (
