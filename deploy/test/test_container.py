@@ -87,11 +87,14 @@ def assignments(text: str, variables: dict[str, str]) -> dict[str, str]:
 class Image:
     """A folder that stands for `/`, and what the Dockerfile says of how it is run.
 
+    :ivar python: a copy of the Python that runs the tests.
+    :ivar base: what the base image has in /usr/local.
     :ivar root: of the stage the walk is in; it keeps its name from stage to stage, since paths are built in.
     :ivar done: the last value of each other instruction.
     """
 
     context: Path
+    python: Path
     base: Path
     root: Path
     given: dict[str, str]
@@ -151,8 +154,8 @@ class Image:
         (self.root / "tmp").mkdir()
         (self.root / "tmp").chmod(0o1777)
         self.folder, self.arguments = "/", {}
-        libraries = {"LD_LIBRARY_PATH": f"{self.root}/usr/local/lib"} if list(self.base.glob("lib/*.so*")) else {}
-        self.environment = {"PATH": f"{self.root}/usr/local/bin:/usr/bin:/bin", **libraries}
+        self.environment = {"PATH": f"{self.root}/usr/local/bin:/usr/bin:/bin"}
+        self.environment["LD_LIBRARY_PATH"] = str(self.python / "lib")
 
     def _arg(self, rest: str) -> None:
         name, _, default = rest.partition("=")
@@ -196,18 +199,22 @@ class Image:
         assert done.returncode == 0, f"RUN {rest}\n{done.stdout}{done.stderr}"
 
 
-def stand_in(place: Path) -> None:
-    """What the base image has in /usr/local: Python and pip.  A copy: others may not look into a home of root's."""
+def stand_in(python: Path, place: Path) -> None:
+    """Make `place` what the base image has in /usr/local: Python and pip.
+
+    :param python: where a copy of this Python goes, since others may not look into a home of root's.
+    """
     library = Path(sysconfig.get_path("stdlib"))
     left_out = shutil.ignore_patterns("test", "site-packages", "dist-packages", "config-*", "idlelib", "tkinter")
-    shutil.copytree(library, place / "lib" / library.name, ignore=left_out, symlinks=True)
+    shutil.copytree(library, python / "lib" / library.name, ignore=left_out, symlinks=True)
     if sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        shutil.copy2(Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("INSTSONAME"), place / "lib")
-    (place / "bin").mkdir()
-    python = place / "bin" / "python"
-    shutil.copy2(Path(sysconfig.get_config_var("BINDIR")) / f"python{sysconfig.get_python_version()}", python)
-    environment = {"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(place / "lib"), "HOME": str(place)}
-    command = [str(python), "-m", "ensurepip", "--default-pip"]
+        library = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("INSTSONAME")
+        shutil.copy2(library, python / "lib")
+    (python / "bin").mkdir()
+    program = f"python{sysconfig.get_python_version()}"
+    shutil.copy2(Path(sysconfig.get_config_var("BINDIR")) / program, python / "bin")
+    environment = {"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(python / "lib")}
+    command = [str(python / "bin" / program), "-m", "venv", str(place)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -242,7 +249,8 @@ def image(root: Path, dockerfile: str, ignore: list[str], checkout: set[str]) ->
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     place = Path(tempfile.gettempdir()) / f"foreman-image-{run}"
     place.mkdir(mode=0o755, exist_ok=True)
-    made = Image(place / "context", place / "base", place / "root", {"BASE": "", "VERSION": VERSION})
+    given = {"BASE": "", "VERSION": VERSION}
+    made = Image(place / "context", place / "python", place / "base", place / "root", given)
     told = place / "told.json"
     with (place / "door").open("w") as door, (place / "guests").open("w") as guests:
         fcntl.flock(door, fcntl.LOCK_EX)
@@ -254,7 +262,7 @@ def image(root: Path, dockerfile: str, ignore: list[str], checkout: set[str]) ->
                         (made.context / name).parent.mkdir(parents=True, exist_ok=True)
                         shutil.copy2(root / name, made.context / name)
                 # Made where it is used, since pip's first line names it.
-                stand_in(made.root / "usr/local")
+                stand_in(made.python, made.root / "usr/local")
                 (made.root / "usr/local").rename(made.base)
                 shutil.rmtree(made.root)
                 made.walk(dockerfile)
@@ -399,7 +407,7 @@ def test_it_says_what_it_is(image: Image) -> None:
 def test_a_version_that_is_none_ends_the_build(image: Image, dockerfile: str, tmp_path: Path, version: str) -> None:
     """What is no version, or would be written otherwise by the package, makes no image that says two things."""
     [step] = [rest for name, rest in instructions(dockerfile) if name == "RUN" and "VERSION" in rest and "sed" in rest]
-    build = Image(image.context, image.base, tmp_path, {})
+    build = Image(image.context, image.python, image.base, tmp_path, {})
     build.arguments["VERSION"] = version
     build.environment["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     shutil.copytree(image.context, tmp_path, dirs_exist_ok=True)
