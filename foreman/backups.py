@@ -31,7 +31,7 @@ def back_up(database: Path, place: Path, now: datetime) -> Path:
     :return: the copy.
     :raise NotCopied: there is no copy; an older one is as it was.
     """
-    database, place = database.resolve(), place.resolve()
+    database, place = _resolved(database), _resolved(place)
     with _in_one_line(f"{database} cannot be copied to {place}"), closing(_open(database)) as source:
         goal, part = place, companion(place, ".part")
         if place.is_dir():
@@ -52,7 +52,7 @@ def restore(backup: Path, database: Path, now: datetime) -> Path | None:
     :return: where that is, if there was something.
     :raise NotCopied: the database is as it was.
     """
-    backup, database = backup.resolve(), database.resolve()
+    backup, database = _resolved(backup), _resolved(database)
     with _in_one_line(f"{backup} cannot be restored to {database}"), closing(_open(backup)) as source:
         if database.exists():
             _need_right(database)
@@ -192,6 +192,10 @@ def _fold(database: Path) -> None:
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             raise
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # `resolve` raises on links in a circle
 
 
 def _moment(now: datetime) -> str:

@@ -66,8 +66,8 @@ def create(path: Path) -> None:
 
 
 def uri(path: Path, options: str) -> str:
-    """A file's name as SQLite takes it with options."""
-    return f"file:{quote(str(path))}?{options}"
+    """A file's name, whatever is in it, as SQLite takes it with options."""
+    return f"file://{quote(os.fsencode(path.absolute()))}?{options}"
 
 
 def version(connection: sqlite3.Connection) -> int:
@@ -84,13 +84,12 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 @contextmanager
-def copied(source: sqlite3.Connection, part: Path) -> Iterator[int]:
+def copied(source: sqlite3.Connection, part: Path) -> Iterator[None]:
     """A whole copy under the name `part`, for the block to rename; what still has that name after it is removed.
 
     The copy is of one snapshot, readable by its owner alone, checked, on the disk, and one file: it needs no log.
 
     :param source: a connection outside a transaction.
-    :return: the copy's schema.
     :raise NotCopied: another process is making that copy, or what was read is damaged.
     :raise OSError: no room, no permission …
     :raise sqlite3.Error: the same, as SQLite says it.
@@ -98,9 +97,9 @@ def copied(source: sqlite3.Connection, part: Path) -> Iterator[int]:
     descriptor = _begin(part)
     try:
         _fill(source, part, descriptor)
-        schema = _check(part)
+        _check(part)
         _flush(descriptor)
-        yield schema
+        yield
     finally:
         if _is(part, descriptor):
             part.unlink()
@@ -166,7 +165,7 @@ def _fill(source: sqlite3.Connection, part: Path, descriptor: int) -> None:
     os.pwrite(descriptor, b"\x01\x01", 18)
 
 
-def _check(part: Path) -> int:
+def _check(part: Path) -> None:
     with closing(sqlite3.connect(uri(part, "mode=ro&nolock=1"), uri=True)) as connection:
         try:
             (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
@@ -174,7 +173,6 @@ def _check(part: Path) -> int:
             found = str(error)
         if found != "ok":
             raise NotCopied(f"it is damaged: {found}")
-        return version(connection)
 
 
 def _flush(descriptor: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import click
 
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path, readable=False)  # who may not read it is told more below
 _db = click.option(
     "--db", envvar="FOREMAN_DB", show_envvar=True, default="foreman.db", type=_PATH, help="The daemon's database."
 )
@@ -47,4 +48,4 @@ def _print(act: Callable[[Any, datetime], Path | None]) -> None:
     except errors.NotCopied as error:
         raise click.ClickException(str(error)) from error
     if name is not None:
-        click.echo(name)
+        click.echo(os.fsencode(name))  # whatever is in it

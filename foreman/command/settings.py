@@ -32,7 +32,11 @@ class Settings:
 
 def settings_path() -> Path:
     """Where the settings file is on this platform: `~/.config/foreman/config.toml` on Linux."""
-    return user_config_path("foreman", appauthor=False) / "config.toml"
+    try:
+        folder = user_config_path("foreman", appauthor=False)
+    except RuntimeError:  # a user without a home, as in a container that does not say one; most make it so
+        folder = Path("/.config/foreman")
+    return folder / "config.toml"
 
 
 def others_can_read(path: Path) -> bool:

@@ -148,6 +148,18 @@ def test_an_older_backup_is_replaced(database: SteppedDatabase, live: Path, tmp_
     assert (tmp_path / "link").is_symlink()
 
 
+@pytest.mark.parametrize("name", ["a b?c=d&e#f%41.db", os.fsdecode(b"\xff.db"), "ä:\n.db", "loop"])
+def test_any_name_will_do(stopped: Path, tmp_path: Path, name: str) -> None:
+    """Whatever is in the names of the database, its folder and the copy, they are those files and no others."""
+    (folder := tmp_path / "a#b").mkdir()
+    (folder / "loop").symlink_to("loop")
+    copy = back_up(stopped, folder / name, NOW)
+    assert copy == folder / name
+    assert restore(copy, stopped, NOW) == tmp_path / OLD
+    assert keys(back_up(copy, tmp_path / "copy.db", NOW)) == ["first"]
+    assert names(folder) - {"loop"} == {name} - {"loop"}
+
+
 def test_any_schema_is_copied(stopped: Path, tmp_path: Path) -> None:
     """A database of an older or a newer foreman is copied like one's own."""
     with closing(sqlite3.connect(stopped)) as connection:

@@ -31,7 +31,7 @@ from foreman.client import (
 from foreman.command.inputs import Duration, Object, Option, batch_of
 from foreman.command.reading import read_along
 from foreman.command.screen import Screen, plain, printable, seconds
-from foreman.command.settings import DEFAULT_URL, Settings, UnusableSettings, read_settings
+from foreman.command.settings import DEFAULT_URL, Settings, UnusableSettings, read_settings, settings_path
 from foreman.command.talking import Exit, Said
 from foreman.command.waiting import wait_for
 
@@ -93,6 +93,16 @@ def test_a_settings_file_that_cannot_be_used(text: str, said: str, tmp_path: Pat
         read_settings(None, {}, path)
     assert str(path) in str(raised.value)
     assert said in str(raised.value)
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system knows no home, as for a container's user, no settings file is looked for in some other place."""
+
+    def homeless(*_given: object, **_more: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("foreman.command.settings.user_config_path", homeless)
+    assert settings_path() == Path("/.config/foreman/config.toml")
 
 
 def test_the_token_is_not_printed() -> None:
