@@ -52,8 +52,9 @@ def restore(backup: Path, database: Path, now: datetime) -> Path | None:
     :return: where that is, if there was something.
     :raise NotCopied: the database is as it was.
     """
-    backup, database = _resolved(backup), _resolved(database)
+    backup, named, database = _resolved(backup), database, _resolved(database)
     with _in_one_line(f"{backup} cannot be restored to {database}"), closing(_open(backup)) as source:
+        _need_own_link(named, database)
         if database.exists():
             _need_right(database)
             if database.samefile(backup):
@@ -139,15 +140,33 @@ def _need_right(path: Path) -> None:
     if os.geteuid() == owner:
         return
     try:
-        os.chown(path, owner, -1)  # changes nothing; root may, but not in every container
+        # Changes nothing; root may, but not in every container.  No link is followed: the folder's owner may just have
+        # put one there.
+        os.chown(path, owner, -1, follow_symlinks=False)
     except OSError as error:
         if error.errno != errno.EROFS:  # where nothing can be made
             raise NotCopied(f"{path} belongs to user {owner}: run this as that user, or as root") from error
 
 
+def _need_own_link(named: Path, database: Path) -> None:
+    """Refuse a link that somebody else put in the database's place: it would lead root to where only root may write.
+
+    Asked after it was followed: nobody makes root's links but root.
+    """
+    if database == _resolved(named.parent) / named.name:
+        return
+    link = named.lstat()
+    if not stat.S_ISLNK(link.st_mode) or link.st_uid not in (0, os.geteuid()):
+        raise NotCopied(f"{named} is a link of user {link.st_uid}: name the file itself")
+
+
 def _give(file: Path | int, owner: os.stat_result) -> None:
-    if os.geteuid() == 0:
-        os.chown(file, owner.st_uid, owner.st_gid)
+    if os.geteuid() != 0:
+        return
+    if isinstance(file, int):
+        os.fchown(file, owner.st_uid, owner.st_gid)
+    else:
+        os.chown(file, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ there before, and a remainder that the next copy to the same place takes over.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -40,11 +41,13 @@ def own(path: Path) -> int:
     :raise Unwritable: its folder is missing or closed to us.
     """
     lock = companion(path, ".lock")
-    # Not truncated on opening: until the lock is ours, the pid in it is the holder's.
+    # Not truncated on opening: until the lock is ours, the pid in it is the holder's.  And not through a link, by which
+    # the folder's owner could have root, who restores, empty another file.
     try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise Unwritable(f"{lock}: {error.strerror}") from error
+        link = " (it is a link: remove it)" if error.errno == errno.ELOOP else ""
+        raise Unwritable(f"{lock}: {error.strerror}{link}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
@@ -154,7 +157,7 @@ def _fill(source: sqlite3.Connection, part: Path, descriptor: int) -> None:
     source.execute("BEGIN")
     try:
         source.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # from here on it is one snapshot
-        with closing(sqlite3.connect(uri(part, "nolock=1"), uri=True, isolation_level=None)) as target:
+        with closing(sqlite3.connect(uri(part, "mode=rw&nolock=1"), uri=True, isolation_level=None)) as target:
             target.execute("PRAGMA journal_mode = OFF")  # there is nothing to go back to
             target.execute("PRAGMA synchronous = OFF")
             source.backup(target, pages=STEP, progress=lambda *_: os.fsync(descriptor))

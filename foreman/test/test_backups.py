@@ -396,6 +396,50 @@ def test_a_database_is_not_restored_from_itself(stopped: Path, tmp_path: Path) -
     assert keys(stopped) == ["first"]
 
 
+# -- traps: root restores into a folder of foreman's user --------------------------------------------------------------
+
+
+def test_a_lock_that_is_a_link_is_not_followed(stopped: Path, tmp_path: Path) -> None:
+    """Whoever owns the folder cannot have root empty another file, or give it away, by a link in the lock's place."""
+    copy = back_up(stopped, tmp_path / "copy.db", NOW)
+    (precious := tmp_path / "shadow").write_text("precious")
+    (lock := tmp_path / "foreman.db.lock").unlink(missing_ok=True)
+    lock.symlink_to(precious)
+    with pytest.raises(NotCopied, match=r"foreman\.db\.lock: .* \(it is a link: remove it\)$"):
+        restore(copy, stopped, NOW)
+    assert precious.read_text() == "precious"
+    assert keys(stopped) == ["first"]
+
+
+def test_a_link_of_somebody_elses_is_not_restored_through(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that is your own link, or root's, is restored where it leads; anybody else's link leads nowhere."""
+    copy = back_up(stopped, tmp_path / "copy.db", NOW)
+    (elsewhere := tmp_path / "profile.d").mkdir()
+    (link := tmp_path / "link.db").symlink_to(elsewhere / "x.sh")
+    lstat = Path.lstat
+    monkeypatch.setattr(Path, "lstat", lambda path: SimpleNamespace(st_mode=lstat(path).st_mode, st_uid=10001))
+    with pytest.raises(NotCopied, match=r"link\.db is a link of user 10001: name the file itself$"):
+        restore(copy, link, NOW)
+    assert names(elsewhere) == set()
+    monkeypatch.undo()
+    assert restore(copy, link, NOW) is None
+    assert keys(elsewhere / "x.sh") == ["first"]
+
+
+def test_nothing_is_given_away_through_a_link(stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is swapped for a link just before root gives it away leaves what the link leads to as it is."""
+    given: list[bool] = []
+    monkeypatch.setattr(os, "chown", lambda *_, follow_symlinks=True: given.append(follow_symlinks))
+    monkeypatch.setattr(os, "fchown", lambda *_: None)
+    euids = iter([os.geteuid() + 1])
+    monkeypatch.setattr(os, "geteuid", lambda: next(euids, 0))  # not the owner at first, then root
+    restore(back_up(stopped, tmp_path / "copy.db", NOW), stopped, NOW)
+    assert given
+    assert not any(given)
+
+
 class Copies(RuleBasedStateMachine):
     """Rows come, copies are made, foreman stops, crashes and comes back, copies are restored, in any order."""
 
