@@ -50,20 +50,22 @@ test-deploy: $(VENV)/.installed .venv-deploy/.installed
 
 # The documentation as pages, in build/site; a link that leads nowhere fails it.
 site: .venv-docs/.installed
-	.venv-docs/bin/sphinx-build --quiet --fail-on-warning --nitpicky docs build/site
+	.venv-docs/bin/sphinx-build --quiet --fail-on-warning --nitpicky --fresh-env --doctree-dir build/doctrees docs build/site
 
-# The daemon's dependencies: the pins of the container install, and none has a known vulnerability.  That is asked of a
+# The daemon's dependencies, and what builds its wheel: the pins of the container install, and none has a known vulnerability.  That is asked of a
 # service on the net; where it does not answer this fails and says so, since then nothing is known.
 audit: .venv-audit/.installed
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --dry-run --ignore-installed \
 		-r requirements/server.txt
-	.venv-audit/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements/server.txt
+	.venv-audit/bin/pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
+		-r requirements/server.txt -r requirements/build.txt
 
 # Pins anew, to what is newest today: what the container installs, and the packages of `make test-clients`.
 COMPILE = .venv-audit/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--custom-compile-command 'make requirements' --output-file
 requirements: .venv-audit/.installed
 	$(COMPILE) requirements/server.txt --generate-hashes --extra server setup.cfg
+	echo 'setuptools >= 77' | $(COMPILE) requirements/build.txt --generate-hashes -
 	$(COMPILE) $(CLIENTS)/requirements-current.txt $(CLIENTS)/requirements-current.in
 	$(COMPILE) $(CLIENTS)/requirements-older.txt $(CLIENTS)/requirements-older.in
 

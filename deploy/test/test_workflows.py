@@ -282,6 +282,8 @@ class Delivery:
         self.infra, self.workspace = self.repository("infra"), self.repository("service") / "work"
         shutil.copytree(ROOT / "deploy" / "scripts", self.workspace / "deploy" / "scripts")
         self.commit(self.infra / "work", "foreman.yaml", MANIFEST.format(image=self.image, tag='"0.0.0"'))
+        (self.workspace / "foreman").mkdir()
+        self.commit(self.workspace, "foreman/__init__.py", '__version__ = "1.2.3"\n')
         self.sha = self.commit(self.workspace, "Dockerfile", "FROM scratch\n")
         self.vars = {
             "IMAGE": self.image,
@@ -408,7 +410,12 @@ def test_a_commit_is_delivered(delivery: Delivery, registry: Registry) -> None:
     )
     built = (delivery.played / "buildctl").read_text().splitlines()
     assert built[:3] == ["--addr", "tcp://build.example.com:1234", "build"]
-    assert f"build-arg:REVISION={delivery.sha}" in built
+    when = delivery.git("show", "--no-patch", "--format=%cI", cwd=delivery.workspace).strip()
+    assert {
+        f"build-arg:VERSION=1.2.3+g{delivery.sha[:12]}",
+        f"build-arg:REVISION={delivery.sha}",
+        f"build-arg:CREATED={when}",
+    } <= set(built)
     # Again, as when somebody presses "re-run": nothing to change is no failure.
     assert delivery.run() == (
         "",
