@@ -285,6 +285,8 @@ BEARER = Kind("printable ASCII without blanks", _parse_bearer)
 
 def _parse_webhook_secret(text: str) -> Secret[bytes]:
     if not text.startswith("whsec_"):
+        if "whsec_" in text:  # behind a quote, a blank or a byte order mark: its receivers would compute another key
+            raise ValueError(text)
         # The bytes of the environment, whatever they are.
         return Secret(text.encode("utf-8", "surrogateescape"))
     secret = base64.b64decode(text.removeprefix("whsec_"), validate=True)
@@ -293,7 +295,7 @@ def _parse_webhook_secret(text: str) -> Secret[bytes]:
     return Secret(secret)
 
 
-WEBHOOK_SECRET = Kind("`whsec_` and base64, or any text that does not start so", _parse_webhook_secret)
+WEBHOOK_SECRET = Kind("`whsec_` and base64, or any text without `whsec_`", _parse_webhook_secret)
 
 
 def _parse_keep_alive(text: str) -> int | str:
@@ -312,4 +314,9 @@ SWITCH = Kind("on or off", lambda text: one_of("on", "off").parse(text) == "on",
 
 MODEL = matching("[A-Za-z0-9_./:@-]{1,350}", "the name of a model such as nomic-embed-text or org/model:tag")
 
-FILE = matching(r"(?!:memory:|file:)[^\0]+", "the name of a file")
+# What an environment file with quotes or with Windows' line ends makes of a name would be a new, empty database beside
+# the one that holds the queue.
+FILE = matching(
+    r"""(?!:memory:|file:|["'\s])[^\x00-\x1f\x7f]*(?<!["'\s/])(?<!^\.)(?<!/\.)(?<!\.\.)""",
+    "the name of a file, without quotes or blanks around it, or line breaks",
+)

@@ -306,7 +306,7 @@ class Foreman(Service):
             detach(self._store.try_writing())
 
     def _failed_to_start(self, failure: Failure) -> None:
-        if failure.check(ForemanError, OSError, CannotListenError):
+        if failure.check(ForemanError, OSError, CannotListenError, OverflowError):
             self._log.critical("foreman cannot start: {error}", error=failure.value)
         else:
             self._log.failure("foreman cannot start", failure=failure)

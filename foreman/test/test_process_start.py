@@ -59,6 +59,13 @@ async def test_a_busy_port_ends_the_start(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_endpoints_impossible_port_ends_the_start(tmp_path: Path) -> None:
+    """A port that no machine has, which Twisted's words for an address let pass, is one line too, and no traceback."""
+    async with daemon(tmp_path, NOBODY, {"ADDR": "tcp:99999"}, start=False) as foreman:
+        assert "port must be 0-65535" in await refusal(foreman)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_bad_setting_ends_the_start(tmp_path: Path) -> None:
     """Status 1 and one line on stderr that names the variable."""
     async with daemon(tmp_path, NOBODY, {"POLL_INTERVAL": "soon"}, start=False) as foreman:
