@@ -56,6 +56,8 @@ def restore(backup: Path, database: Path, now: datetime) -> Path | None:
     with _in_one_line(f"{backup} cannot be restored to {database}"), closing(_open(backup)) as source:
         _need_own_link(named, database)
         if database.exists():
+            if not database.is_file():
+                raise NotCopied(f"{database} is not a regular file")
             _need_right(database)
             if database.samefile(backup):
                 raise NotCopied("they are the same file")

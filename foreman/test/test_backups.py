@@ -387,6 +387,18 @@ def test_a_lost_database(stopped: Path, tmp_path: Path) -> None:
     assert keys(stopped) == ["first"]
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_only_a_file_makes_way(stopped: Path, tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """What is named as the database by mistake, a device or a folder, stays where it is, and gets nothing beside it."""
+    copy = back_up(stopped, tmp_path / "copy.db", NOW)
+    make(thing := tmp_path / "thing")
+    before = names(tmp_path)
+    with pytest.raises(NotCopied, match=r"thing is not a regular file$"):
+        restore(copy, thing, NOW)
+    assert names(tmp_path) == before
+    assert not thing.is_file()
+
+
 def test_a_database_is_not_restored_from_itself(stopped: Path, tmp_path: Path) -> None:
     """Naming the database as the backup is told for the mistake it is."""
     (tmp_path / "link").symlink_to(stopped)
