@@ -461,7 +461,12 @@ def test_all_that_is_missing_is_named_at_once(delivery: Delivery) -> None:
 
 
 @pytest.mark.parametrize(
-    "image", ["foreman", "registry.example.com/foreman:latest", "registry.example.com/foreman@sha256:00"]
+    "image",
+    [
+        *("foreman", "registry.example.com/foreman:latest", "registry.example.com/foreman@sha256:00"),
+        *("team/foreman", "https://registry.example.com/team/foreman", "registry.example.com/team/foreman "),
+        *("registry.example.com/Team/foreman", "registry.example.com/team/foreman/", '"registry.example.com/foreman"'),
+    ],
 )
 def test_an_image_without_a_registry_or_with_a_tag_is_refused(delivery: Delivery, image: str) -> None:
     """By the first step, with an example."""
