@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -526,6 +530,25 @@ def test_make_secrets_says_what_is_wrong(
 ) -> None:
     """Whatever it cannot work with is one line."""
     assert line in run(copied / "make-secrets", *arguments, cwd=copied, env=tools, fails=True)
+
+
+def test_make_secrets_leaves_the_terminal_as_it_was(copied: Path, tools: dict[str, str]) -> None:
+    """Ctrl-C at the question for the password, which is not shown: what is typed after it is."""
+    controller, terminal = os.openpty()
+    command = (copied / "make-secrets", "example", "registry.example.org", "you")
+    with subprocess.Popen(
+        command, cwd=copied, env=tools, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    ) as asked:
+        while b"Password" not in os.read(controller, 4096):
+            pass
+        while termios.tcgetattr(terminal)[3] & termios.ECHO:
+            pass
+        asked.send_signal(signal.SIGINT)
+        asked.wait(30)
+    assert termios.tcgetattr(terminal)[3] & termios.ECHO
+    os.close(controller)
+    os.close(terminal)
+    assert "PUBLIC EXAMPLE" in (copied / "overlays/example/registry.yaml").read_text()
 
 
 def test_make_secrets_without_sops(run: Run, copied: Path, tools: dict[str, str], tmp_path: Path) -> None:
