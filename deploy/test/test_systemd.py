@@ -195,6 +195,12 @@ def test_the_example_settings_are_settings() -> None:
     assert commented
 
 
+def test_what_may_hold_a_secret_is_roots_alone() -> None:
+    """Any setting can stand in the environment's file, secrets too: as the page installs it, nobody else reads it."""
+    modes = re.findall(r"install -m (\d+) deploy/systemd/foreman.env ", PAGE.read_text())
+    assert modes == ["0600"]
+
+
 @pytest.mark.parametrize("settings", [{"FOREMAN_EMBED_MODLE": "x"}, {"FOREMAN_MAX_BODY": "lots"}])
 def test_the_page_shows_what_foreman_says(settings: dict[str, str]) -> None:
     """What docs/deploy/systemd.md has foreman say of bad settings is what it says."""
