@@ -407,7 +407,7 @@ async def test_what_receivers_get_is_what_the_page_says() -> None:
 
 def genuine(sent: Sent, authority: str) -> Any:
     """The document of a delivery, which is as the page says and signed twice."""
-    [block] = re.findall(r"```http\n(.*?)\n\n", PAGE, re.DOTALL)
+    [block] = re.findall(r"```text\n(POST .*?)\n\n", PAGE, re.DOTALL)
     documented = [line.partition(":")[0].lower() for line in block.splitlines()[1:]]
     headers = {name.lower(): value for name, value in sent.headers}
     assert sorted(name.lower() for name, _ in sent.headers) == sorted(documented)
