@@ -85,7 +85,9 @@ class Reader:
         self._main = self._terminal()
 
     def _terminal(self) -> subprocess.Popen[str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("FOREMAN_", "OLLAMA_"))}
+        # Without MAKE…, too: a make below another one, which has started the tests, says other things.
+        ours = ("FOREMAN_", "OLLAMA_", "MAKE", "MFLAGS")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         terminal = subprocess.Popen(
             ["bash", "-eu"],
