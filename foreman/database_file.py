@@ -153,11 +153,22 @@ def _is(path: Path, descriptor: int) -> bool:
         return False
 
 
+def _is_open_twice(descriptor: int) -> bool:
+    """Whether SQLite has opened this very file, and not one that the folder's owner has led its name to, for root."""
+    found = 0
+    for each in Path("/dev/fd").iterdir():
+        with suppress(OSError):  # that which listed them is closed
+            found += os.path.samestat(os.fstat(int(each.name)), os.fstat(descriptor))
+    return found > 1
+
+
 def _fill(source: sqlite3.Connection, part: Path, descriptor: int) -> None:
     source.execute("BEGIN")
     try:
         source.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # from here on it is one snapshot
         with closing(sqlite3.connect(uri(part, "mode=rw&nolock=1"), uri=True, isolation_level=None)) as target:
+            if not _is_open_twice(descriptor):
+                raise NotCopied(f"{part} was replaced by somebody meanwhile")
             target.execute("PRAGMA journal_mode = OFF")  # there is nothing to go back to
             target.execute("PRAGMA synchronous = OFF")
             source.backup(target, pages=STEP, progress=lambda *_: os.fsync(descriptor))

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -450,6 +451,28 @@ def test_nothing_is_given_away_through_a_link(stopped: Path, tmp_path: Path, mon
     restore(back_up(stopped, tmp_path / "copy.db", NOW), stopped, NOW)
     assert given
     assert not any(given)
+
+
+def test_a_copy_is_not_written_through_a_link(stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another database, to which the half copy's name is led at the worst moment, is not written over."""
+    precious = back_up(stopped, tmp_path / "precious.db", NOW)
+    before, connect = precious.read_bytes(), sqlite3.connect
+
+    def trapped(name: str, **options: Any) -> sqlite3.Connection:
+        if name.endswith("copy.db.part?mode=rw&nolock=1"):
+            (part := tmp_path / "copy.db.part").unlink()
+            part.symlink_to(precious)
+        made: sqlite3.Connection = connect(name, **options)
+        return made
+
+    with closing(sqlite3.connect(stopped)) as connection:
+        connection.execute("INSERT INTO kept VALUES ('second', x'00', 0)")
+        connection.commit()
+    monkeypatch.setattr(sqlite3, "connect", trapped)
+    with pytest.raises(NotCopied, match=r"copy\.db\.part was replaced by somebody meanwhile$"):
+        back_up(stopped, tmp_path / "copy.db", NOW)
+    assert precious.read_bytes() == before
+    assert not (tmp_path / "copy.db").exists()
 
 
 class Copies(RuleBasedStateMachine):
