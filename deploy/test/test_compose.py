@@ -252,6 +252,11 @@ def test_the_page_shows_what_foreman_says(settings: dict[str, str]) -> None:
     assert f"`{said.value}`" in PAGE.read_text()
 
 
+def test_what_may_hold_a_secret_is_its_makers_alone() -> None:
+    """A secret can stand in .env, too: as the page makes it, nobody else on the machine reads it."""
+    assert re.findall(r"^(.*) \.env\.example \.env$", PAGE.read_text(), re.MULTILINE) == ["install -m 0600"]
+
+
 def test_the_commands_of_the_page(run: Run, tmp_path: Path) -> None:
     """The commands of docs/deploy/compose.md are sound shell, and the files they name are there."""
     blocks = re.findall(r"^ *```sh\n(.*?)```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
