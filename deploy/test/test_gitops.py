@@ -521,6 +521,12 @@ def test_nothing_is_encrypted_for_nobody(run: Run, copied: Path, tools: dict[str
     [
         ((), "usage: ./make-secrets"),
         (("nowhere",), "there is no folder overlays/nowhere"),
+        (("example/",), "'example/' is not the name of a folder in overlays/"),
+        (("",), "'' is not the name of a folder in overlays/"),
+        (("..",), "'..' is not the name of a folder in overlays/"),
+        (("example", "", "you"), "'' is not the name of a registry"),
+        (("example", "registry.example.org", ""), "'' is not the name of a user"),
+        (("example", "registry.example.org", "you:me"), "'you:me' is not the name of a user"),
         (("example", "https://registry.example.org/", "you"), "is not the name of a registry"),
         (("example", "registry.example.org", "you"), "no password came"),
     ],
