@@ -359,6 +359,19 @@ def test_one_owner(tmp_path: Path) -> None:
     database.finish(database.close())
 
 
+def test_one_owner_by_whatever_name(tmp_path: Path) -> None:
+    """A link to the file is the same database: two foremen, one started by each name, would both run its jobs."""
+    path, link = tmp_path / "foreman.db", tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    database = SteppedDatabase(link)
+    database.finish(database.open())
+    other = SteppedDatabase(path)
+    with pytest.raises(StoreLocked):
+        other.finish(other.open())
+    database.finish(database.close())
+
+
 # -- the schema ------------------------------------------------------------------------------------------------------
 
 SECOND = """

@@ -110,6 +110,11 @@ def refuse_newer(connection: sqlite3.Connection, path: Path, schema: Path) -> in
     return version
 
 
+def _own_whatever_its_name(path: Path) -> int:
+    """As `own`, of the file itself: a link is another name for it, but no other database."""
+    return own(Path(os.path.realpath(path)))
+
+
 def upgrade(connection: sqlite3.Connection, path: Path, schema: Path) -> Path | None:
     """Bring the database to the newest schema, each step in one transaction.
 
@@ -231,7 +236,7 @@ class Database:
         :raise SchemaTooNew: a newer foreman wrote it.
         :raise Unwritable: it cannot be opened or written.
         """
-        self._lock = own(self._path)
+        self._lock = _own_whatever_its_name(self._path)
         create(self._path)
         self._writer = self._pool(_PRAGMAS)
         self._reader = self._pool((*_PRAGMAS, "PRAGMA query_only = ON"))
