@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import orjson
 from twisted.internet.defer import CancelledError, Deferred
@@ -94,6 +94,7 @@ class Inventory:
         self._poll_interval = poll_interval
         self._shelf = shelf
         self.up = False
+        self._known = False  # whether it is up or down: since the first probe
         self.wedged = False
         self.down_since = clock.seconds()
         self.models: Mapping[str, Model] | None = None
@@ -215,12 +216,14 @@ class Inventory:
     def unreachable(self, error: Exception) -> None:
         """Somebody could not reach the target: it is down from now on, and probed."""
         self.last_error = str(error)
+        if self.up or not self._known:
+            self._log.warn("The target is down: {error}", error=error)
+        self._known = True
         if self.up:
             self.up = False
             self.down_since = self._clock.seconds()
             self._probe_wait = 1.0
             self._next = 0.0
-            self._log.warn("The target is down: {error}", error=error)
 
     async def refresh(self) -> bool:
         """Poll, beginning now; those who ask during a poll share the one after it.
@@ -269,22 +272,22 @@ class Inventory:
     def _probe(self, doubt: Exception | None) -> None:
         """Ask whether the target is there, on a connection of its own, and take note."""
 
-        def answered(result: object) -> None:
+        def there(_: Reply) -> None:
             self._probing = None
-            if result is True:
-                self._came_up()
-            elif doubt is not None:
-                self.unreachable(doubt)
-            elif self.last_error is None:
-                self.last_error = "the target does not answer"
+            self._came_up()
 
-        self._probing = Deferred.fromCoroutine(self._target.probe(timeout=PROBE_TIMEOUT))
-        self._probing.addCallback(answered).addErrback(_unless_cancelled)
+        def away(failure: Failure) -> None:
+            failure.trap(TargetError)
+            self._probing = None
+            self.unreachable(doubt or cast(TargetError, failure.value))
+
+        self._probing = Deferred.fromCoroutine(self._target.version(PROBE_TIMEOUT))
+        self._probing.addCallbacks(there, away).addErrback(_unless_cancelled)
 
     def _came_up(self) -> None:
         if self.up:
             return
-        self.up = True
+        self.up = self._known = True
         self._log.info("The target is up")
         for told in self.on_up:
             told()
@@ -293,9 +296,7 @@ class Inventory:
 
     async def _poll(self) -> bool:
         try:
-            version = await self._target.call(b"GET", b"/api/version", timeout=POLL_TIMEOUT, fresh=True)
-            if version.status != 200:  # nobody's Ollama; a proxy before a dead one, perhaps
-                raise TargetError(f"/api/version was answered with status {version.status}")
+            version = await self._target.version(POLL_TIMEOUT)
         except TargetError as error:
             # Slow is not down: only a probe tells.
             if not await self._target.probe(timeout=PROBE_TIMEOUT):

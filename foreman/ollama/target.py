@@ -167,13 +167,23 @@ class Target:
                 deadline.cancel()
         return Reply(head.status, head.headers, b"".join(collected.pieces))
 
-    async def probe(self, timeout: float = 1.0) -> bool:  # noqa: ASYNC109 - handed on to `call`
-        """Whether the target answers `/api/version` within so many seconds, on a connection of its own."""
+    async def version(self, timeout: float) -> Reply:  # noqa: ASYNC109 - handed on to `call`
+        """What the target answers to `/api/version` within so many seconds, on a connection of its own.
+
+        :raise TargetError: nothing, or not what an Ollama does.
+        """
+        reply = await self.call(b"GET", b"/api/version", timeout=timeout, limit=65536, fresh=True)
+        if reply.status != 200:  # nobody's Ollama; a proxy before a dead one, perhaps
+            raise TargetError(f"/api/version was answered with status {reply.status}: is that an Ollama?")
+        return reply
+
+    async def probe(self, timeout: float = 1.0) -> bool:  # noqa: ASYNC109 - handed on to `version`
+        """Whether the target is there, and answers within so many seconds."""
         try:
-            reply = await self.call(b"GET", b"/api/version", timeout=timeout, limit=65536, fresh=True)
+            await self.version(timeout)
         except TargetError:
             return False
-        return reply.status == 200
+        return True
 
     def close(self) -> None:
         """Cut the idle connections."""

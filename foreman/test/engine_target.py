@@ -141,6 +141,10 @@ class ScriptedTarget:
         """Whether it is there."""
         return self.there
 
+    async def version(self, timeout: float) -> Reply:  # noqa: ASYNC109 - the signature is the target's
+        """Its version, if it is there."""
+        return await self.call(b"GET", b"/api/version")
+
     async def call(self, method: bytes, path: bytes, json: Any = None, *, probing: bool = False, **_: Any) -> Reply:
         """Small questions and unload requests are answered at once, a load request when the test says so."""
         if not self.there:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest_twisted
 
-from foreman.errors import Stalled
+from foreman.errors import NotReachable, Stalled
 from foreman.ollama.fake import Fault
 from foreman.ollama.inventory import Inventory
 from foreman.test.harness import House, RawClient, ask, chat, eventually, house
@@ -182,11 +182,11 @@ def count_probes(inventory: Inventory) -> list[int]:
     """Counts the probes from now on, each ended at once: nobody is there.  The one element is the count."""
     count = [0]
 
-    async def probe(**_: Any) -> bool:
+    async def version(_: float) -> Any:
         count[0] += 1
-        return False
+        raise NotReachable("nobody")
 
-    inventory._target.probe = probe  # type: ignore[method-assign, assignment]
+    inventory._target.version = version  # type: ignore[method-assign, assignment]
     return count
 
 

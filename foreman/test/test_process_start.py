@@ -17,7 +17,7 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 
 from foreman.database_file import LOGS, companion
-from foreman.test.harness import Daemon, ask, chat, daemon, fake_ollama, reactor
+from foreman.test.harness import Daemon, ask, chat, daemon, eventually, fake_ollama, reactor
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: no target is needed to refuse a start
 
@@ -169,3 +169,27 @@ async def test_a_stop_in_the_middle_of_the_start(tmp_path: Path) -> None:
             assert foreman.errors == ""
         foreman.start()
         await foreman.ready()
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        (NOBODY, "refused"),
+        ("http://nosuchhost.invalid", "nosuchhost.invalid"),
+        ("another foreman", "/api/version was answered with status 401: is that an Ollama?"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_target_that_was_never_there_is_told_with_its_reason(target: str, why: str, tmp_path: Path) -> None:
+    """A wrong FOREMAN_OLLAMA_URL: the log says once that the target is down and why; `/healthz` goes on saying it."""
+    (tmp_path / "other").mkdir()
+    async with (
+        daemon(tmp_path / "other", NOBODY, {"TOKEN": "x"}) as other,
+        daemon(tmp_path, other.url if target == "another foreman" else target) as foreman,
+    ):
+        await eventually(lambda: foreman.lines("warn"))
+        await deferLater(reactor, 1.5)  # the next probe says nothing new
+        [line] = foreman.lines("warn")
+        assert "The target is down: " in line
+        assert why in line
+        assert why in (await ask(foreman.url, "GET", "/healthz")).document["target"]["last_error"]
