@@ -249,7 +249,7 @@ class Foreman(Service):
     # -- start and stop, in order --------------------------------------------------------------------------------
 
     def startService(self) -> None:
-        """Start; a start that fails ends the process with one line and status 1."""
+        """Start; a start that fails ends the process with one line and status 1, or 74 if the database cannot be used."""
         super().startService()  # type: ignore[no-untyped-call]
         self._starting = detach(self._start())
         self._starting.addErrback(self._failed_to_start)
@@ -310,10 +310,11 @@ class Foreman(Service):
             self._log.critical("foreman cannot start: {error}", error=failure.value)
         else:
             self._log.failure("foreman cannot start", failure=failure)
-        self._reactor.callWhenRunning(self._exit)
+        # A database that cannot be used may be usable later, as when the disk was full; nothing else mends itself.
+        self._reactor.callWhenRunning(self._exit, os.EX_IOERR if failure.check(Unwritable) else 1)
 
-    def _exit(self) -> None:
-        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+    def _exit(self, status: int) -> None:
+        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, status)
         with suppress(ReactorNotRunning):  # asked to stop meanwhile
             self._reactor.stop()
 
@@ -326,8 +327,9 @@ class Foreman(Service):
         if self._reactor._stopped:  # noqa: SLF001 - a signal asked for this; the next would find nothing to stop, and fail
             self._reactor.stop = lambda: self._log.info("Stopping already")
         await self._starting  # half a start cannot be taken back
-        self._readiness.ready = False
-        self._log.info("foreman stops; a running job may go on for {grace} s", grace=self._config.shutdown_grace)
+        ran, self._readiness.ready = self._readiness.ready, False
+        if ran:
+            self._log.info("foreman stops; a running job may go on for {grace} s", grace=self._config.shutdown_grace)
         deadline = self._reactor.seconds() + self._config.shutdown_grace
         if self.port is not None:
             await maybeDeferred(self.port.stopListening)
@@ -346,7 +348,8 @@ class Foreman(Service):
         self._tick.stop()
         self._target.close()
         await self._store.stop()
-        self._log.info("foreman has stopped")
+        if ran:
+            self._log.info("foreman has stopped")
         # twistd would end the process by the signal that asked for this; but to stop when asked is status 0.
         self._reactor._exitSignal = None  # noqa: SLF001
 

@@ -286,3 +286,18 @@ async def test_bad_settings_do_not_start_it_again_and_again(tmp_path: Path) -> N
             manager.log()
             == "foreman: FOREMAN_EMBED_MODLE is ***, but there is no such setting; did you mean FOREMAN_EMBED_MODEL?\n"
         )
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
+    """A start that fails for the disk's sake is tried again, and tries alone never reach the limit of starts."""
+    with held(socket.AF_INET6, "::") as listening:
+        manager = Manager(tmp_path, listening, {"FOREMAN_DB": str(tmp_path / "missing" / "foreman.db")})
+        service = manager.start()
+        await eventually(lambda: service.poll() is not None, within=30)
+        assert "cannot be used" in manager.log()
+        assert str(service.returncode) not in value(SERVICE, "RestartPreventExitStatus").split()
+    seconds, burst, pause = (
+        int(value(SERVICE, name)) for name in ("StartLimitIntervalSec", "StartLimitBurst", "RestartSec")
+    )
+    assert seconds / pause < burst

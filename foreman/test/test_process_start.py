@@ -22,10 +22,11 @@ from foreman.test.harness import Daemon, ask, chat, daemon, eventually, fake_oll
 NOBODY = "http://127.0.0.1:9"  # the discard port: no target is needed to refuse a start
 
 
-async def refusal(foreman: Daemon) -> str:
-    """The one line with which a start ends; its status is 1."""
+async def refusal(foreman: Daemon, status: int = 1) -> str:
+    """The one line with which a start ends, and with that status."""
     foreman.start()
-    assert await foreman.exit_status() == 1
+    assert await foreman.exit_status() == status
+    assert "stop" not in foreman.output  # nothing ran
     said = foreman.lines("warn", "error", "critical") + foreman.errors.splitlines()
     assert len(said) == 1, said
     assert "Traceback" not in said[0]
@@ -91,7 +92,7 @@ async def test_a_file_that_is_no_database_ends_the_start(tmp_path: Path) -> None
     """A mistyped FOREMAN_DB does not cost the file it names."""
     (tmp_path / "foreman.db").write_text("my diary\n" * 1000)
     async with daemon(tmp_path, NOBODY, start=False) as foreman:
-        assert "not a database" in await refusal(foreman)
+        assert "not a database" in await refusal(foreman, os.EX_IOERR)
     assert (tmp_path / "foreman.db").read_text() == "my diary\n" * 1000
 
 
@@ -124,11 +125,11 @@ def _file_read_only(folder: Path) -> Path:
 @pytest.mark.parametrize("place", [_no_folder, _folder_read_only, _file_read_only])
 @pytest_twisted.ensureDeferred
 async def test_a_database_that_cannot_be_written_ends_the_start(tmp_path: Path, place: Callable[[Path], Path]) -> None:
-    """Status 1 and one line that names the file, rather than a daemon that can promise nothing."""
+    """One line that names the file, and a status of its own: what starts foreman again may try until it can be."""
     database = place(tmp_path)
     async with daemon(tmp_path, NOBODY, {"DB": str(database)}, start=False) as foreman:
         foreman.before_exec = _without_privilege
-        assert str(database) in await refusal(foreman)
+        assert str(database) in await refusal(foreman, os.EX_IOERR)
 
 
 @pytest_twisted.ensureDeferred

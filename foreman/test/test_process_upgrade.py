@@ -5,6 +5,7 @@ The newer foreman is a copy of this one with one more step of the schema.
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import signal
@@ -95,7 +96,7 @@ async def test_an_upgrade_without_room(tmp_path: Path, newer: dict[str, str]) ->
     async with daemon(tmp_path, NOBODY, start=False) as foreman:
         foreman.environment |= newer
         foreman.before_exec = no_longer_than(len(before["foreman.db"]) - 4096)
-        line = await refusal(foreman)
+        line = await refusal(foreman, os.EX_IOERR)
     assert "foreman.db cannot be used: no copy of it can be made before its upgrade to schema 2: disk I/O error" in line
     assert set(files(tmp_path)) == {"foreman.db"}
     assert (version(tmp_path / "foreman.db"), ids(tmp_path / "foreman.db")) == (1, jobs)
