@@ -80,7 +80,10 @@ def interpolated(text: str, env: Mapping[str, str]) -> str:
             return rest if there else ""
         return value if there and value is not None else rest if kind == "-" else ""
 
-    return re.sub(r"\$\{(\w+)(?:(:?)([-?+])([^{}]*))?\}", replacement, text)
+    # Once more for what stands around another.
+    for _ in range(2):
+        text = re.sub(r"\$\{(\w+)(?:(:?)([-?+])([^{}]*))?\}", replacement, text)
+    return text
 
 
 def loaded(env: Mapping[str, str]) -> Any:
@@ -163,6 +166,15 @@ def test_a_second_target_without_an_address_is_said() -> None:
     env = environment(filled(SECOND_OLLAMA_URL=""), "second")
     with pytest.raises(ConfigurationError, match=r"SECOND_OLLAMA_URL is not set in \.env"):
         Configuration.from_environment(env)
+
+
+def test_nobody_is_asked_to_certify_a_name_that_is_not_set() -> None:
+    """Without SECOND_TRAEFIK_HOST the second router has a name that no caller uses, and no resolver of certificates."""
+    name = "traefik.http.routers.foreman-second"
+    for host, rule, resolver in (("", "second.invalid", ""), ("second.example.org", "second.example.org", "example")):
+        labels = loaded(filled(SECOND_TRAEFIK_HOST=host))["services"]["second"]["labels"]
+        assert labels[f"{name}.rule"] == f"Host(`{rule}`)"
+        assert labels[f"{name}.tls.certresolver"] == resolver
 
 
 # -- what a security reviewer asks -------------------------------------------------------------------------------------

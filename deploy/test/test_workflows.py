@@ -20,6 +20,7 @@ import tarfile
 import threading
 import uuid
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -481,6 +482,17 @@ def test_the_builder_asks_who_we_are(delivery: Delivery) -> None:
     delivery.secrets |= {"BUILDKIT_CA": "s3cret-a", "BUILDKIT_CERT": "s3cret-b", "BUILDKIT_KEY": "s3cret-c"}
     assert delivery.run()[0] == ""
     assert (delivery.played / "tls").read_text() == "s3cret-a\ns3cret-b\ns3cret-c\n"
+
+
+@pytest.mark.parametrize("base", ["", "docker.io/library/python:3.11-slim@sha256:00"])
+def test_a_base_image_can_be_pinned(delivery: Delivery, base: str) -> None:
+    """BASE is what the Dockerfile builds upon; not set, nothing is said of it, and the Dockerfile's own holds."""
+    delivery.vars["BASE"] = base
+    assert delivery.run()[0] == ""
+    built = (delivery.played / "buildctl").read_text().splitlines()
+    given = [(before, line) for before, line in pairwise(built) if "build-arg:BASE" in line]
+    assert given == ([("--opt", f"build-arg:BASE={base}")] if base else [])
+    assert "ARG BASE=" in (ROOT / "Dockerfile").read_text()
 
 
 def test_a_builder_that_cannot_be_reached(delivery: Delivery, registry: Registry) -> None:
