@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,15 +18,17 @@ _db = click.option(
 
 
 @click.command()
-@click.argument("path", type=_PATH)
+@click.argument("path", type=click.Path())
 @_db
-def backup(path: Path, db: Path) -> None:
+def backup(path: str, db: Path) -> None:
     """Copy the daemon's database to PATH, and print the copy's name.
 
     The daemon may run. If PATH is a folder the copy is named by the time. A file is replaced only if it is an older
     backup. The copy holds prompts and answers; you alone can read it.
     """
-    _print(lambda backups, now: backups.back_up(db, path, now))
+    if path.endswith(("/", "/.")) and not Path(path).is_dir():  # a `Path` forgets that a folder was meant
+        raise click.ClickException(f"there is no folder {path}: make it, as by install -d -m 0700 {shlex.quote(path)}")
+    _print(lambda backups, now: backups.back_up(db, Path(path), now))
 
 
 @click.command()

@@ -272,6 +272,21 @@ async def test_nobody_else_touches_the_database(theirs: Path, tmp_path: Path, co
     assert owners(theirs) == {"foreman.db": DAEMON}
 
 
+@pytest.mark.parametrize("ending", ["/", "/."])
+@pytest_twisted.ensureDeferred
+async def test_a_folder_that_is_not_there(tmp_path: Path, ending: str) -> None:
+    """Where a slash says that a folder is meant there comes no file of its name, but a line that says what to do."""
+    async with daemon(tmp_path, "http://127.0.0.1:9") as foreman:
+        place = f"{tmp_path}/my copies{ending}"
+        line = await typed(tmp_path, "backup", place, fails=True)
+        assert line == f"Error: there is no folder {place}: make it, as by install -d -m 0700 '{place}'"
+        folder = tmp_path / "my copies"
+        folder.mkdir()  # nothing of its name was made
+        copy = Path(await typed(tmp_path, "backup", place))
+        assert copy.parent == folder
+        assert ids(copy) == {row["id"] for row in foreman.rows()}
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """One line says which; and a settings file that cannot be used has no part in it."""
