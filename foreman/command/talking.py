@@ -107,7 +107,7 @@ class Said(click.ClickException):
         if isinstance(error, Rejected):
             message = "\n".join([message, *(f"line {line}: {text}" for line, text in error.lines.items())])
             if error.status == 401:
-                message += " (FOREMAN_TOKEN says the token, or the settings file)"
+                message += " (FOREMAN_TOKEN says the token, or FOREMAN_TOKEN_FILE, or the settings file)"
         super().__init__(printable(message))
         self.exit_code = _exit(error)  # type: ignore[misc]  # click says ClassVar, and reads it from the instance
 

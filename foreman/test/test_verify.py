@@ -203,13 +203,28 @@ async def test_a_target_that_works_on_for_nobody_is_found() -> None:
 async def test_the_command_says_what_is_different(tmp_path: Path) -> None:
     """A liar makes the command exit with 1, with a table that names the check and both sides' answers."""
     quick = FakeModel(name="quick")
-    async with fake_ollama(models=(quick,)) as fake:
-        with lying(fake.url, Lie(chunk=_replacing(b"0.32.15", b"0.32.16"))) as url:
+    async with fake_ollama(models=(quick,)) as fake, daemon(tmp_path, fake.url) as foreman:
+        with lying(foreman.url, Lie(chunk=_replacing(b"0.32.15", b"0.32.16"))) as url:
             async with command(tmp_path, "--direct", fake.url, "--through", url, status=1) as run:
-                assert f"{url} is no foreman" in run.errors
+                assert run.errors == ""
     [line] = [line for line in run.output.splitlines() if line.startswith("GET /api/version")]
     assert re.search(r"different .*0\.32\.15.*through foreman .*0\.32\.16", line)
-    assert re.fullmatch(r"\d+ identical, \d+ different, 3 skipped", run.output.splitlines()[-1])
+    assert re.fullmatch(r"\d+ identical, \d+ different, 2 foreman's own, 3 skipped", run.output.splitlines()[-1])
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_other_than_foreman_is_tested(tmp_path: Path) -> None:
+    """The Ollama itself, or a proxy before it, is not called identical as if it were foreman: that ends with 2."""
+    async with target() as fake:
+        with lying(fake.url, Lie()) as proxy:
+            for url in (fake.url, proxy):
+                async with command(tmp_path, "--direct", fake.url, "--through", url, status=2) as run:
+                    assert run.errors == (
+                        f"foreman verify: --through {url} is not a foreman: "
+                        "it answers 404 to GET /healthz, and not as foreman does\n"
+                    )
+                    assert run.output == ""
+        assert {request.path for request in fake.requests} == {"/api/version", "/healthz"}
 
 
 # -- what is not a lie -------------------------------------------------------------------------------------------------
@@ -304,17 +319,16 @@ async def test_the_model_that_is_asked() -> None:
 @pytest_twisted.ensureDeferred
 async def test_nobody_there_is_status_3(tmp_path: Path) -> None:
     """A side that is away is told in a line and ends with 3; an address that is none, with 2; Ctrl-C, with 130."""
-    async with target() as fake:
+    async with target() as fake, daemon(tmp_path, fake.url) as foreman:
         nobody = "http://127.0.0.1:9"
         for sides in ((fake.url, nobody), (nobody, fake.url)):
             async with command(tmp_path, "--direct", sides[0], "--through", sides[1], status=3) as run:
                 assert run.errors.startswith(f"foreman verify: {nobody} cannot be reached: ")
                 assert run.errors.count("\n") == 1
-        working = Child(tmp_path, "verify", [*PROGRAM, "--direct", fake.url, "--through", fake.url])
-        asked = len(fake.requests)
+        working = Child(tmp_path, "verify", [*PROGRAM, "--direct", fake.url, "--through", foreman.url])
         working.start()
         try:
-            await eventually(lambda: len(fake.requests) > asked + 5, within=60)
+            await eventually(lambda: any(request.path == "/api/chat" for request in fake.requests), within=60)
             assert await working.end(signal.SIGINT) == 130
         finally:
             working.destroy()

@@ -42,7 +42,7 @@ def verify(direct: Place, through: Place, token: str | None, model: str | None, 
     Status, headers, bodies, the chunks of streams, the texts of errors, and whether the target stops when a client
     leaves.  Nothing is changed on either side; the model is loaded and works for a minute or so.  Best when nobody
     else is asking.  Exits 0 if all is identical, 1 if not, 2 or 3 if it could
-    not be tried: called wrongly, or a side cannot be reached.
+    not be tried: called wrongly or at no foreman, or a side cannot be reached.
     """
     through = Place(url=through.url, token=_for(through, token))
     console = Console(stderr=True)
@@ -51,10 +51,6 @@ def verify(direct: Place, through: Place, token: str | None, model: str | None, 
         if is_foreman(direct):
             click.echo(
                 f"foreman verify: {direct.url} is a foreman itself; --direct is for the Ollama behind it", err=True
-            )
-        if not is_foreman(through):
-            click.echo(
-                f"foreman verify: {through.url} is no foreman; it is held against {direct.url} all the same", err=True
             )
         models = choose(direct, model)
         with console.status("", spinner="line") as status:

@@ -18,7 +18,7 @@ _PREFLIGHT = ("header allow:", "header access-control-allow-headers:")
 
 
 class Unusable(Exception):
-    """There is nothing to compare with: no such model, no token; the text is for people."""
+    """There is nothing to compare: no such model, no token, no foreman; the text is for people."""
 
 
 @frozen
@@ -55,16 +55,18 @@ def choose(direct: Place, wanted: str | None) -> Models:
 
 
 def check_places(direct: Place, through: Place) -> None:
-    """See that both sides answer, and let us in.
+    """See that both sides answer, and let us in, and that foreman is what is tested.
 
-    :raise NotReached: one does not; `Unusable`: one wants a token.
+    :raise NotReached: one does not; `Unusable`: one wants a token, or no foreman is there.
     """
-    for place in (direct, through):
-        answer = ask(place, "GET", "/api/version")
-        if answer.status == 401:
-            raise Unusable(f"{place.url} wants a token, or another one")
-        if answer.status != 200:
-            raise NotReached(f"{place.url} does not answer as an Ollama, but {answer.status} to GET /api/version")
+    _check_ollama(direct)
+    health = ask(through, "GET", "/healthz")  # the Ollama itself would pass every check
+    if not _is_foremans(health):
+        raise Unusable(
+            f"--through {through.url} is not a foreman: it answers {health.status} to GET /healthz, "
+            "and not as foreman does"
+        )
+    _check_ollama(through)
 
 
 def is_foreman(place: Place) -> bool:
@@ -72,11 +74,23 @@ def is_foreman(place: Place) -> bool:
 
     :raise NotReached: nobody does.
     """
+    return _is_foremans(ask(place, "GET", "/healthz"))
+
+
+def _is_foremans(health: Answer) -> bool:
     try:
-        document = json.loads(ask(place, "GET", "/healthz").body)
+        document = json.loads(health.body)
     except ValueError:
         return False
-    return isinstance(document, dict) and {"target", "queue"} <= document.keys()
+    return isinstance(document, dict) and {"status", "version", "target", "queue"} <= document.keys()
+
+
+def _check_ollama(place: Place) -> None:
+    answer = ask(place, "GET", "/api/version")
+    if answer.status == 401:
+        raise Unusable(f"{place.url} wants a token, or another one")
+    if answer.status != 200:
+        raise NotReached(f"{place.url} does not answer as an Ollama, but {answer.status} to GET /api/version")
 
 
 def verify(
