@@ -470,3 +470,5 @@ def test_models_of_a_spec() -> None:
     assert (embedder.capabilities, embedder.load_time) == (("embedding",), 1)
     with pytest.raises(ValueError, match="unknown lod"):
         parse_models("big,lod=3")
+    with pytest.raises(ValueError, match="'big,load': 'load' is not key=value"):
+        parse_models("big,load")

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -194,6 +195,40 @@ def test_as_a_process() -> None:
         state = call(f"{control}/_fake/state")
         assert (state["counts"]["loads"], state["resident"]) == (1, ["other:latest"])
         assert {request["path"] for request in state["requests"]} >= {"/api/tags", "/api/generate", "/api/version"}
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    """How the process ends that cannot begin, and the last line it says."""
+    command = [sys.executable, "-m", "foreman.ollama.fake", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, "Traceback" in ended.stderr) == ("", False)
+    return ended.returncode, ended.stderr.splitlines()[-1]
+
+
+def test_a_port_that_is_taken() -> None:
+    """Beside the real Ollama, or another stand-in, one line says which port is taken, be it that of the control."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        for name in ("--port", "--control-port"):
+            assert refused(name, str(port)) == (1, f"cannot listen on 127.0.0.1:{port}: Address already in use")
+    assert refused("--port", "114340") == (1, "cannot listen: bind(): port must be 0-65535.")
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("big,lod=3", "'big,lod=3': unknown lod; known: load, "),
+        ("big,load", "'big,load': 'load' is not key=value"),
+        ("big,load=long", "could not convert string to float: 'long'"),
+        ("big,size=inf", "cannot convert float infinity to integer"),
+        ("a b", "'a b' is no model name"),
+    ],
+)
+def test_models_that_cannot_be_read(spec: str, why: str) -> None:
+    """Whoever writes a model wrongly is told what is wrong with it."""
+    for name in ("--models", "--pullable"):
+        status, line = refused(name, spec)
+        assert (status, line.partition(f" error: argument {name}: ")[2][: len(why)]) == (2, why)
 
 
 def test_default_models_are_those_recorded() -> None:

@@ -12,12 +12,20 @@ import sys
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 from twisted.internet.task import react
 from twisted.web.server import Site
 
 from .control import Control
-from .models import default_models, parse_models
+from .models import FakeModel, default_models, parse_models
 from .server import FakeOllama
+
+
+def _models(spec: str) -> tuple[FakeModel, ...]:
+    try:
+        return parse_models(spec)
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
@@ -30,9 +38,9 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--frozen", action="store_true", help="constant times in answers")
     parser.add_argument("--gpu", action="store_true", help="models are in video memory")
     parser.add_argument(
-        "--models", type=parse_models, default=default_models(), help="name[,load=S][,prompt=S][,rate=N][,size=N]…;…"
+        "--models", type=_models, default=default_models(), help="name[,load=S][,prompt=S][,rate=N][,size=N]…;…"
     )
-    parser.add_argument("--pullable", type=parse_models, default=(), help="what /api/pull can fetch, as --models")
+    parser.add_argument("--pullable", type=_models, default=(), help="what /api/pull can fetch, as --models")
     return parser.parse_args(argv)
 
 
@@ -48,8 +56,13 @@ async def _main(reactor: Any, argv: list[str]) -> None:
         gpu=options.gpu,
         pullable=options.pullable,
     )
-    await fake.listen(options.port)
-    control = reactor.listenTCP(options.control_port, Site(Control(fake).app.resource()), interface="127.0.0.1")
+    try:
+        await fake.listen(options.port)
+        control = reactor.listenTCP(options.control_port, Site(Control(fake).app.resource()), interface="127.0.0.1")
+    except CannotListenError as error:
+        raise SystemExit(f"cannot listen on {error.interface}:{error.port}: {error.socketError.strerror}") from error
+    except OverflowError as error:  # no port has such a number
+        raise SystemExit(f"cannot listen: {error}") from error
     sys.stdout.write(f"{fake.url}\nhttp://127.0.0.1:{control.getHost().port}\n")
     sys.stdout.flush()
     await Deferred()  # until a signal

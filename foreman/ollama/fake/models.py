@@ -184,6 +184,8 @@ def parse_models(spec: str) -> tuple[FakeModel, ...]:
     models: dict[str, FakeModel] = {}
     for entry in filter(None, (part.strip() for part in spec.split(";"))):
         name, *pairs = (part.strip() for part in entry.split(","))
+        if bare := [pair for pair in pairs if "=" not in pair]:
+            raise ValueError(f"{entry!r}: {bare[0]!r} is not key=value")
         settings = dict(pair.split("=", 1) for pair in pairs)
         tokens, token_bytes = settings.pop("tokens", None), settings.pop("token_bytes", "8")
         unknown = settings.keys() - _SPEC.keys()
