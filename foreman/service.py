@@ -249,7 +249,7 @@ class Foreman(Service):
     # -- start and stop, in order --------------------------------------------------------------------------------
 
     def startService(self) -> None:
-        """Start; a start that fails ends the process with one line: status 74 if the database cannot be used, else 1."""
+        """Start; if that fails the process ends with one line, status 74 if the database cannot be used, else 1."""
         super().startService()  # type: ignore[no-untyped-call]
         self._starting = detach(self._start())
         self._starting.addErrback(self._failed_to_start)

@@ -11,6 +11,7 @@ import pytest_twisted
 from prometheus_client.parser import text_string_to_metric_families
 
 import foreman
+from foreman.job import TERMINAL
 from foreman.ollama.fake import default_models
 from foreman.test.harness import House, chat, eventually, house
 
@@ -87,6 +88,15 @@ async def test_the_swaps_that_were_saved() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_counts_begin_at_zero() -> None:
+    """Before a model's first job its counts are there: Prometheus sees no increase in a count that appears."""
+    async with house() as here:
+        now = await figures(here)
+        ended = [now["foreman_jobs_ended_total", name, end] for name in ("tiny-a:latest", "other") for end in TERMINAL]
+        assert ended == [0, 0, 0, 0]
+
+
+@pytest_twisted.ensureDeferred
 async def test_jobs_that_nobody_worked_on_are_counted_too() -> None:
     """A client that leaves the queue makes a failed job, whose stages nobody can measure."""
     async with house(models=default_models(token_rate=20.0)) as here:
@@ -145,7 +155,7 @@ async def test_callers_cannot_make_labels() -> None:
         ended = {
             labels[0]: value
             for (name, *labels), value in (await figures(here)).items()
-            if name == "foreman_jobs_ended_total"
+            if name == "foreman_jobs_ended_total" and value
         }
         assert ended == {"tiny-a:latest": 1, "tiny-b:latest": 3, "other": 1}
 

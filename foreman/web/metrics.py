@@ -8,7 +8,7 @@ keeps already (the queue's depth, the bytes of the target) is read when `/metric
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import prometheus_client as prometheus
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 import foreman
 from foreman.job import TERMINAL, Job, JobState
 from foreman.ollama.inventory import Inventory, TargetState
+from foreman.ollama.listings import Model
 from foreman.ollama.target import Target
 from foreman.web.health import Health
 from foreman.webhooks.outbox import Outbox
@@ -95,6 +96,7 @@ class Metrics(Collector):
         # Linux only: elsewhere it gives nothing.
         prometheus.ProcessCollector(namespace="foreman", registry=registry)
         registry.register(self)
+        inventory.on_models.append(self._listed)
 
     def text(self) -> bytes:
         """The whole page, in the format of `content_type`."""
@@ -129,6 +131,12 @@ class Metrics(Collector):
         ):
             if since is not None and until is not None:
                 stage.observe(max(0, until - since) / 1000)  # the wall clock may step back
+
+    def _listed(self, models: Mapping[str, Model]) -> None:
+        """Begin each model's counts at 0: Prometheus takes a count that appears for no increase."""
+        for name in {OTHER, *(model.name for model in models.values())}:
+            for state in TERMINAL:
+                self._ended.labels(state.value, name)
 
     def committed(self, seconds: float, _writes: int) -> None:
         """The database has committed a batch of writes."""
