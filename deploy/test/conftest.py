@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ TOOLS = ROOT / ".venv-deploy" / "bin"
 """Those from PyPI; the others are Debian's packages (CONTRIBUTING.md)."""
 
 Run = Callable[..., str]
+
+# A shell's background jobs ignore Ctrl-C, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

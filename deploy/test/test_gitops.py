@@ -566,7 +566,10 @@ def test_make_secrets_leaves_the_terminal_as_it_was(copied: Path, tools: dict[st
         while termios.tcgetattr(terminal)[3] & termios.ECHO:
             pass
         asked.send_signal(signal.SIGINT)
-        asked.wait(30)
+        try:
+            asked.wait(30)
+        finally:
+            asked.kill()
     assert termios.tcgetattr(terminal)[3] & termios.ECHO
     os.close(controller)
     os.close(terminal)
