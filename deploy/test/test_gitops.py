@@ -582,9 +582,6 @@ def test_make_secrets_without_sops(run: Run, copied: Path, tools: dict[str, str]
     assert "sops is not installed" in run(copied / "make-secrets", "example", cwd=copied, env=tools, fails=True)
 
 
-# -- delivery ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_new_version_is_one_line(run: Run, root: Path, copied: Path, tmp_path: Path) -> None:
     """What the pipeline does to the overlay is what the cluster runs, and all else stays."""
     repository = copied.parent
