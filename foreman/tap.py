@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import ClassVar
 
 from twisted.application.service import IService
 from twisted.python.usage import Options as UsageOptions
 
+from foreman import __version__
 from foreman.config import SETTINGS, Configuration
 from foreman.errors import ConfigurationError
 
@@ -41,6 +43,11 @@ class Options(UsageOptions):
     synopsis = "[options]"
     longdesc = "Each option overrides an environment variable: --ollama-url FOREMAN_OLLAMA_URL, and so on."
     optParameters: ClassVar = _parameters()
+
+    def opt_version(self) -> None:
+        """Display foreman's version and exit."""
+        sys.stdout.write(f"foreman {__version__}\n")
+        raise SystemExit
 
 
 def makeService(options: Options) -> IService:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from foreman import __version__
 from foreman.config import SETTINGS, Configuration
 from foreman.kinds import Secret
 from foreman.tap import Options, makeService
@@ -92,6 +93,12 @@ def test_settings_that_cannot_be_used_end_the_start_with_one_line(
     assert ran.stderr.startswith(f"foreman: {line}")
     assert ran.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_foremans(tmp_path: Path) -> None:
+    """`twistd foreman --version` tells which foreman would run, not which Twisted."""
+    asked = twistd(tmp_path, "--version")
+    assert (asked.returncode, asked.stdout) == (0, f"foreman {__version__}\n")
 
 
 def test_looking_at_the_options_does_not_choose_a_reactor(tmp_path: Path) -> None:
