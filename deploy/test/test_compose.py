@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -256,28 +255,9 @@ def test_traefik_cuts_no_call_short() -> None:
     assert snippet["serversTransport"]["forwardingTimeouts"] == {"responseHeaderTimeout": "0s"}
 
 
-@pytest.mark.parametrize("settings", [{"FOREMAN_EMBED_MODLE": "x"}, {"FOREMAN_MAX_BODY": "lots"}])
-def test_the_page_shows_what_foreman_says(settings: dict[str, str]) -> None:
-    """What docs/deploy/compose.md has foreman say of bad settings is what it says."""
-    with pytest.raises(ConfigurationError) as said:
-        Configuration.from_environment(settings)
-    assert f"`{said.value}`" in PAGE.read_text()
-
-
 def test_what_may_hold_a_secret_is_its_makers_alone() -> None:
     """A secret can stand in .env, too: as the page makes it, nobody else on the machine reads it."""
     assert re.findall(r"^(.*) \.env\.example \.env$", PAGE.read_text(), re.MULTILINE) == ["install -m 0600"]
-
-
-def test_the_commands_of_the_page(run: Run, tmp_path: Path) -> None:
-    """The commands of docs/deploy/compose.md are sound shell, and the files they name are there."""
-    blocks = re.findall(r"^ *```sh\n(.*?)```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    script = tmp_path / "page.sh"
-    script.write_text("set -e\n" + textwrap.dedent("".join(blocks)))
-    run("shellcheck", "--shell=bash", script)
-    named = re.findall(r"(?:deploy|requirements)/[\w./-]+", script.read_text())
-    assert named
-    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 # -- the daemon --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,6 @@ from attrs import frozen
 from conftest import ROOT, Run
 
 from foreman.config import SETTINGS, Configuration
-from foreman.errors import ConfigurationError
 from foreman.kinds import BACKLOG
 from foreman.test.harness import ask, chat, eventually, fake_ollama, send
 from foreman.web.site import BODIES_AT_ONCE
@@ -199,25 +197,6 @@ def test_what_may_hold_a_secret_is_roots_alone() -> None:
     """Any setting can stand in the environment's file, secrets too: as the page installs it, nobody else reads it."""
     modes = re.findall(r"install -m (\d+) deploy/systemd/foreman.env ", PAGE.read_text())
     assert modes == ["0600"]
-
-
-@pytest.mark.parametrize("settings", [{"FOREMAN_EMBED_MODLE": "x"}, {"FOREMAN_MAX_BODY": "lots"}])
-def test_the_page_shows_what_foreman_says(settings: dict[str, str]) -> None:
-    """What docs/deploy/systemd.md has foreman say of bad settings is what it says."""
-    with pytest.raises(ConfigurationError) as said:
-        Configuration.from_environment(settings)
-    assert f"`{said.value}`" in PAGE.read_text()
-
-
-def test_the_commands_of_the_page(run: Run, tmp_path: Path) -> None:
-    """The commands of docs/deploy/systemd.md are sound shell, and the files they name are there."""
-    blocks = re.findall(r"^ *```sh\n(.*?)```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    script = tmp_path / "page.sh"
-    script.write_text("set -e\n" + textwrap.dedent("".join(blocks)))
-    run("shellcheck", "--shell=bash", script)
-    named = re.findall(r"(?:deploy|requirements)/[\w./-]+", script.read_text())
-    assert named
-    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 # -- the daemon --------------------------------------------------------------------------------------------------------

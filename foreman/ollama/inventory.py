@@ -94,7 +94,6 @@ class Inventory:
         self._poll_interval = poll_interval
         self._shelf = shelf
         self.up = False
-        self._known = False  # whether it is up or down: since the first probe
         self.wedged = False
         self.down_since = clock.seconds()
         self.models: Mapping[str, Model] | None = None
@@ -215,10 +214,9 @@ class Inventory:
 
     def unreachable(self, error: Exception) -> None:
         """Somebody could not reach the target: it is down from now on, and probed."""
-        self.last_error = str(error)
-        if self.up or not self._known:
+        if self.up or self.last_error is None:  # or it never was up, and this is the first that is known
             self._log.warn("The target is down: {error}", error=error)
-        self._known = True
+        self.last_error = str(error)
         if self.up:
             self.up = False
             self.down_since = self._clock.seconds()
@@ -287,7 +285,7 @@ class Inventory:
     def _came_up(self) -> None:
         if self.up:
             return
-        self.up = self._known = True
+        self.up = True
         self._log.info("The target is up")
         for told in self.on_up:
             told()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest_twisted
 
@@ -188,6 +189,24 @@ def count_probes(inventory: Inventory) -> list[int]:
 
     inventory._target.version = version  # type: ignore[method-assign, assignment]
     return count
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_absence_is_logged_once() -> None:
+    """The first failure after a start or after the target was there is a line of the log; those after it are not."""
+    async with house({"OLLAMA_URL": "http://127.0.0.1:9"}, wait=False) as here:
+        inventory, said = here.foreman._inventory, list[str]()
+        inventory._tick.stop()  # no probe but ours
+        inventory._log = type("Log", (), {"warn": lambda _, __, error: said.append(str(error)), "info": Mock()})()
+        inventory.last_error = None  # as at a start
+        for reason in "abc":
+            inventory.unreachable(NotReachable(reason))
+        assert [said, inventory.last_error] == [["a"], "c"]
+        inventory.up = True
+        for reason in "de":
+            inventory.unreachable(NotReachable(reason))
+        assert [said, inventory.last_error] == [["a", "d"], "e"]
+        inventory._tick.start()
 
 
 @pytest_twisted.ensureDeferred
