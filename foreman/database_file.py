@@ -186,7 +186,7 @@ def _check(part: Path) -> None:
         except sqlite3.DatabaseError as error:
             found = str(error)
         if found != "ok":
-            raise NotCopied(f"it is damaged: {found}")
+            raise NotCopied(f"it is damaged: {' '.join(found.split())}")  # SQLite writes several lines
 
 
 def _flush(descriptor: int) -> None:
