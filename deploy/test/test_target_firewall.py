@@ -30,6 +30,23 @@ except TimeoutError:
     pass
 """
 
+# No answer is needed, and no listener: to a closed port the kernel itself says that the datagram came.
+DATAGRAM = """
+import socket, sys
+source, to, port = sys.argv[1:]
+with socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    sender.settimeout(5)
+    sender.bind((source, 0))
+    sender.connect((to, int(port)))
+    sender.send(b"?")
+    try:
+        sender.recv(1)
+    except ConnectionRefusedError:
+        print(f"{source} to {to} {port}/udp")
+    except TimeoutError:
+        pass
+"""
+
 NETWORK = """
 set -eu
 "$PYTHON" -c "$LISTEN" > listens &
@@ -54,6 +71,9 @@ there "$PYTHON" -c "$CONNECT" 192.0.2.10 192.0.2.1 11434
 there "$PYTHON" -c "$CONNECT" 192.0.2.11 192.0.2.1 11434
 there "$PYTHON" -c "$CONNECT" 2001:db8::10 2001:db8::1 11434
 there "$PYTHON" -c "$CONNECT" 192.0.2.11 192.0.2.1 8080
+there "$PYTHON" -c "$CONNECT" 2001:db8::10 2001:db8::1 8080
+there "$PYTHON" -c "$DATAGRAM" 192.0.2.11 192.0.2.1 11434
+there "$PYTHON" -c "$DATAGRAM" 2001:db8::10 2001:db8::1 53
 "$PYTHON" -c "$CONNECT" 127.0.0.1 127.0.0.1 11434
 "$PYTHON" -c "$CONNECT" ::1 ::1 11434
 "$PYTHON" -c "$CONNECT" 192.0.2.1 192.0.2.1 11434
@@ -73,6 +93,9 @@ table ip published {
 STRANGERS = ["192.0.2.11 to 192.0.2.1 11434", "2001:db8::10 to 2001:db8::1 11434"]
 OTHERS = [
     "192.0.2.11 to 192.0.2.1 8080",
+    "2001:db8::10 to 2001:db8::1 8080",
+    "192.0.2.11 to 192.0.2.1 11434/udp",
+    "2001:db8::10 to 2001:db8::1 53/udp",
     "127.0.0.1 to 127.0.0.1 11434",
     "::1 to ::1 11434",
     "192.0.2.1 to 192.0.2.1 11434",
@@ -91,9 +114,9 @@ OTHERS = [
     ids=["without", "with", "again", "container"],
 )
 def test_only_foreman_reaches_ollama(run: Run, tmp_path: Path, rules: list[str], reached: list[str]) -> None:
-    """Another machine's connection is dropped, by IPv6 too; the machine itself and other ports are as before."""
+    """Another machine's connection is dropped, by IPv6 too; the machine's own, other ports and UDP are as before."""
     (tmp_path / "published").write_text(PUBLISHED)
     network = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", NETWORK, "network"]
-    environment = {"PYTHON": sys.executable, "LISTEN": LISTEN, "CONNECT": CONNECT}
+    environment = {"PYTHON": sys.executable, "LISTEN": LISTEN, "CONNECT": CONNECT, "DATAGRAM": DATAGRAM}
     said = run(*network, *rules, cwd=tmp_path, env=environment).splitlines()
     assert said == ["192.0.2.10 to 192.0.2.1 11434", *reached]
