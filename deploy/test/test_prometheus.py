@@ -110,7 +110,7 @@ async def history(here: Watched) -> None:
     """Jobs that are done, twice, since a rate takes two looks; and then one cancelled, and two that wait."""
 
     async def scraped(**labels: str) -> bool:
-        series = [each["metric"] for each in await here.prometheus.query("foreman_output_seconds_total")]
+        series = [each["metric"] for each in await here.prometheus.query("foreman_output_seconds_total > 0")]
         return any(labels.items() <= each.items() for each in series)
 
     async def is_up() -> bool:
@@ -179,6 +179,22 @@ async def test_each_panel_shows_something(here: Watched) -> None:
         return not unanswered
 
     await until(all_answered, unanswered)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_model_that_has_not_run_has_no_speed(here: Watched) -> None:
+    """The panel of speeds lists those that have one, not each model that the target has."""
+    (panel,) = (one["id"] for one in panels() if one["title"] == "Speed, by model")
+    asked = expressions(here.instance, rate_interval="10s", range_="1h")
+    (query,) = (expression for number, _, expression in asked if number == panel)
+
+    async def shown() -> bool:
+        return {each["metric"]["model"] for each in await here.prometheus.query(query)} == {
+            "tiny-a:latest",
+            "tiny-b:latest",
+        }
+
+    await until(shown, "the two that have run, and no others")
 
 
 @pytest_twisted.ensureDeferred

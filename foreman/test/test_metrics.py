@@ -66,8 +66,8 @@ async def test_the_speed_is_of_answers_that_tell_it() -> None:
         await eventually(lambda: here.foreman._store.backlog.running == 0)
         now = await figures(here)
         assert now["foreman_output_tokens_total", "tiny-a:latest"] == client.document["usage"]["completion_tokens"]
-        assert ("foreman_output_seconds_total", "tiny-a:latest") not in now
-        assert ("foreman_output_timed_tokens_total", "tiny-a:latest") not in now
+        assert now["foreman_output_seconds_total", "tiny-a:latest"] == 0
+        assert now["foreman_output_timed_tokens_total", "tiny-a:latest"] == 0
 
 
 @pytest_twisted.ensureDeferred
@@ -94,6 +94,8 @@ async def test_counts_begin_at_zero() -> None:
         now = await figures(here)
         ended = [now["foreman_jobs_ended_total", name, end] for name in ("tiny-a:latest", "other") for end in TERMINAL]
         assert ended == [0, 0, 0, 0]
+        counted = ("prompt_tokens", "output_tokens", "output_timed_tokens", "output_seconds")
+        assert [now[f"foreman_{what}_total", "tiny-a:latest"] for what in counted] == [0, 0, 0, 0]
 
 
 @pytest_twisted.ensureDeferred

@@ -137,6 +137,8 @@ class Metrics(Collector):
         for name in {OTHER, *(model.name for model in models.values())}:
             for state in TERMINAL:
                 self._ended.labels(state.value, name)
+            for count in (self._prompt_tokens, self._output_tokens, self._timed_tokens, self._output_seconds):
+                count.labels(name)
 
     def committed(self, seconds: float, _writes: int) -> None:
         """The database has committed a batch of writes."""
