@@ -125,8 +125,10 @@ def _open(path: Path) -> sqlite3.Connection:
     if not path.is_file():
         raise NotCopied(f"there is no file {path}")
     _need_right(path)
-    # Not read-only: what SQLite makes beside the file it would leave there.
-    connection = sqlite3.connect(uri(path, "mode=rw"), uri=True, isolation_level=None)
+    # Read-only SQLite leaves beside the file what it makes there.  But root must not play back another's journal.
+    connection = sqlite3.connect(
+        uri(path, "mode=ro" if _is_of_others(path) else "mode=rw"), uri=True, isolation_level=None
+    )
     try:
         if version(connection) == 0:
             raise NotCopied(f"{path} is not a database of foreman's")
@@ -148,6 +150,20 @@ def _need_right(path: Path) -> None:
     except OSError as error:
         if error.errno != errno.EROFS:  # where nothing can be made
             raise NotCopied(f"{path} belongs to user {owner}: run this as that user, or as root") from error
+
+
+def _is_of_others(path: Path) -> bool:
+    """Whether this is root, at a database whose journal others may have made up.
+
+    SQLite plays a journal back, and then deletes the file that is named in it: for root, any.
+
+    :raise NotCopied: there is a journal.
+    """
+    if os.geteuid() != 0 or not any(each.stat().st_uid for each in (path, *path.parents)):
+        return False
+    if (journal := companion(path, "-journal")).exists():
+        raise NotCopied(f"{journal} is there, which root does not touch: start foreman, or move it away")
+    return True
 
 
 def _need_own_link(named: Path, database: Path) -> None:
@@ -207,6 +223,7 @@ def _fold(database: Path) -> None:
 
     :raise sqlite3.Error: something else uses it, or it cannot be written.
     """
+    _is_of_others(database)
     try:
         with closing(sqlite3.connect(uri(database, "mode=rw"), uri=True, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode = DELETE")

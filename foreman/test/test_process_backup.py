@@ -8,10 +8,12 @@ import shutil
 import signal
 import sqlite3
 import stat
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+from foreman.backups import back_up
+from foreman.errors import NotCopied
 from foreman.ollama.fake import FakeModel
 from foreman.test.harness import Child, Daemon, ask, chat, daemon, eventually, fake_ollama, reactor
 from foreman.test.test_process_start import NOBODY, _without_privilege
@@ -250,10 +254,11 @@ async def test_root_leaves_nothing_of_its_own(theirs: Path, tmp_path: Path) -> N
         await eventually(partial(lambda child: seen.update(owners(theirs)) or child.ended, child))
         assert await child.exit_status() == 0
     assert set(seen.values()) == {DAEMON}
-    assert (owners(tmp_path)["copy.db"], owners(theirs)) == (0, {"foreman.db": DAEMON})
+    assert owners(tmp_path)["copy.db"] == 0
+    assert set(owners(theirs).values()) == {DAEMON}
 
     await typed(tmp_path, "restore", copy, "--db", database)
-    assert len(owners(theirs)) == 3
+    assert {name.rpartition(".")[2] for name in owners(theirs)} == {"db", "lock", "old"}  # and no log
     assert set(owners(theirs).values()) == {DAEMON}
     database.unlink()
     await typed(tmp_path, "restore", copy, "--db", database)
@@ -267,9 +272,54 @@ async def test_nobody_else_touches_the_database(theirs: Path, tmp_path: Path, co
     """Whoever cannot give a file away, a container's root for one, is told whom to be, and leaves nothing there."""
     database = theirs / "foreman.db"
     await typed(tmp_path, "backup", "copy.db", "--db", database)
+    before = owners(theirs)
     line = await typed(tmp_path, command, "copy.db", "--db", database, fails=True, before_exec=_no_giving)
     assert line.endswith(f"foreman.db belongs to user {DAEMON}: run this as that user, or as root")
-    assert owners(theirs) == {"foreman.db": DAEMON}
+    assert owners(theirs) == before
+
+
+def lay_trap(database: Path, named: Path) -> None:
+    """Put a journal beside a database, after whose playback SQLite deletes the file that is named in it.
+
+    By SQLite's file format: a header with the size of the database and no page, then the name of a super-journal.
+    """
+    page, name, magic = 4096, os.fsencode(named), bytes.fromhex("d9d505f920a163d7")
+    header = magic + struct.pack(">IIIII", 0, 0, database.stat().st_size // page, 512, page)
+    last = struct.pack(f">I{len(name)}sII", (1 << 30) // page + 1, name, len(name), sum(name)) + magic
+    trap = database.with_name("trap")
+    trap.write_bytes(header.ljust(512, b"\0") + last)
+    trap.rename(database.with_name(f"{database.name}-journal"))
+
+
+@as_root
+@pytest_twisted.ensureDeferred
+async def test_root_plays_no_journal_back(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns the database cannot have root delete another file, by what lies beside it or is just put there."""
+    (precious := tmp_path / "shadow").write_text("precious")
+    database, copy, journal = theirs / "foreman.db", tmp_path / "copy.db", theirs / "foreman.db-journal"
+    await typed(tmp_path, "backup", copy, "--db", database)
+    lay_trap(database, precious)
+    for command in ("backup", "restore"):
+        line = await typed(tmp_path, command, copy, "--db", database, fails=True)
+        assert line.endswith(f"{journal} is there, which root does not touch: start foreman, or move it away")
+    journal.unlink()
+
+    connect = sqlite3.connect
+
+    def trapped(name: str, **options: Any) -> sqlite3.Connection:
+        made: sqlite3.Connection = connect(name, **options)
+        lay_trap(database, precious)
+        return made
+
+    monkeypatch.setattr(sqlite3, "connect", trapped)
+    with pytest.raises(NotCopied):
+        back_up(database, copy, datetime.now(UTC))
+    monkeypatch.undo()
+    assert journal.exists()
+    assert precious.read_text() == "precious"
+    with closing(sqlite3.connect(database)) as connection:  # what it would have done
+        connection.execute("SELECT * FROM sqlite_schema").fetchall()
+    assert not precious.exists()
 
 
 @pytest.mark.parametrize("ending", ["/", "/."])
