@@ -6,10 +6,12 @@ import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from foreman.config import Configuration
+from foreman.config import SETTINGS, Configuration
 from foreman.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,3 +47,27 @@ def test_a_page_shows_what_foreman_says(name: str, settings: dict[str, str]) -> 
     with pytest.raises(ConfigurationError) as said:
         Configuration.from_environment(settings)
     assert f"`{said.value}`" in (ROOT / "docs" / "deploy" / f"{name}.md").read_text()
+
+
+def test_the_patch_of_gitops_fits_what_it_patches() -> None:
+    """An overlay's patch is as the page has it: where it says, a setting of foreman's, a file that is mounted."""
+    (block,) = re.findall(r"^```yaml\n(.*?)```", (ROOT / "docs/deploy/gitops.md").read_text(), re.MULTILINE | re.DOTALL)
+    ((patch,),) = yaml.safe_load(block).values()
+    deployment = yaml.safe_load((ROOT / "deploy/gitops/base/deployment.yaml").read_text())
+    assert patch["target"] == {"kind": deployment["kind"], "name": deployment["metadata"]["name"]}
+    replace, add = yaml.safe_load(patch["patch"])
+    assert (replace["op"], add["op"]) == ("replace", "add")
+
+    def at(path: str) -> Any:
+        place = deployment
+        for step in path.removeprefix("/").split("/"):
+            place = place[int(step)] if isinstance(place, list) else place[step]
+        return place
+
+    assert at(replace["path"]) != replace["value"]
+    assert isinstance(at(add["path"].removesuffix("/-")), list)
+    container = at("/spec/template/spec/containers/0")
+    assert add["value"]["name"] in {variable for setting in SETTINGS for variable in setting.variables}
+    assert add["value"]["name"] not in {each["name"] for each in container["env"]}
+    (secrets,) = (each["mountPath"] for each in container["volumeMounts"] if each["name"] == "secrets")
+    assert Path(add["value"]["value"]).parent == Path(secrets)
