@@ -56,7 +56,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = 0
-        for name in ("lib", "copies", "bin"):
+        for name in ("lib", "copies", "bin", "tmp"):
             (folder / name).mkdir()
         for name, script in (("docker", DOCKER), ("kubectl", KUBECTL), ("flux", FLUX)):
             (folder / "bin" / name).write_text(script)
@@ -69,7 +69,6 @@ class Machine:
             ("/var/lib/foreman/", f"{self.folder}/lib/"),
             ("/var/backups/foreman", f"{self.folder}/copies"),
             ("/data/", f"{self.folder}/lib/"),
-            ("/tmp/rehearsal", f"{self.folder}/rehearsal"),  # noqa: S108
             ("foreman-2026-11-21.db", 'foreman-"$(date -u +%F)".db'),
             ("8099", str(self.port)),
         ):
@@ -101,6 +100,7 @@ class Machine:
                 "PATH": path,
                 "PYTHONPATH": str(ROOT),
                 "HOME": str(self.folder),
+                "TMPDIR": str(self.folder / "tmp"),
                 "FOREMAN_DB": str(self.folder / "lib" / "foreman.db"),
             },
             capture_output=True,
@@ -200,7 +200,9 @@ async def test_a_rehearsal_disturbs_nobody(machine: Machine) -> None:
         assert job in listed
         with pytest.raises(BlockingIOError):
             hook.accept()
-        with closing(sqlite3.connect(machine.folder / "rehearsal" / "foreman.db")) as connection:
+        (restored,) = (machine.folder / "tmp").glob("*/foreman.db")  # nobody could know, and lay, the name before
+        assert restored.parent.stat().st_mode & 0o777 == 0o700
+        with closing(sqlite3.connect(restored)) as connection:
             assert connection.execute("SELECT id, state, attempt FROM jobs").fetchall() == [(job, "queued", 0)]
 
 
