@@ -409,6 +409,8 @@ def test_a_commit_is_delivered(delivery: Delivery, registry: Registry) -> None:
     assert {"StrictHostKeyChecking=yes", "BatchMode=yes", "git@git.example.com"} <= set(
         (delivery.played / "ssh").read_text().splitlines()
     )
+    # Nothing that one step trusts of another stands where other jobs may write.
+    assert {path.name for path in delivery.temporary.iterdir()} <= {"script", "path"}
     built = (delivery.played / "buildctl").read_text().splitlines()
     assert built[:3] == ["--addr", "tcp://build.example.com:1234", "build"]
     when = delivery.git("show", "--no-patch", "--format=%cI", cwd=delivery.workspace).strip()
