@@ -14,8 +14,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from foreman.service import Foreman
 reactor: Any = _reactor
 
 
-async def eventually(condition: Callable[[], Any], *, within: float = 10.0) -> Any:
+async def eventually(condition: Callable[[], Any], *, within: float = 30.0) -> Any:
     """Wait until `condition()` is true and return its value; AssertionError after `within` seconds."""
     clock: IReactorTime = reactor
     deadline = clock.seconds() + within
@@ -232,6 +232,19 @@ async def fake_ollama(**settings: Any) -> AsyncIterator[FakeOllama]:
         yield fake
     finally:
         await fake.close()
+
+
+@contextmanager
+def unhurried(fake: FakeOllama) -> Iterator[None]:
+    """Have no load and no answer of more than a token come to its end within the block, however long that takes.
+
+    Its time stands still, but it is awake: it is connected to, reads, and answers what takes it no time.
+    """
+    fake.clock.sleep()
+    try:
+        yield
+    finally:
+        fake.clock.wake()
 
 
 @define(eq=False)
