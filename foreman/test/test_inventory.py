@@ -213,8 +213,9 @@ async def test_each_absence_is_logged_once() -> None:
 async def test_a_target_that_is_away_is_probed_with_doubling_up_to_the_poll_interval() -> None:
     """Nobody waits: foreman asks after 1, 2, 4, 8 … s, and then every FOREMAN_POLL_INTERVAL."""
     async with house({"POLL_INTERVAL": "10s"}) as here:
-        await go_away(here)
         inventory = here.foreman._inventory
+        inventory._tick.stop()  # no beat but ours
+        await go_away(here)
         await eventually(lambda: inventory._probing is None)
         now = [inventory._clock.seconds()]
         clock = type("Clock", (), {"seconds": lambda _: now[0]})()
