@@ -85,6 +85,19 @@ async def kept(here: House, body: bytes) -> str:
     return f"/jobs/{job.id}/artifacts/blob"
 
 
+def readings(here: House) -> list[int]:
+    """The sizes of the pieces that are read of artifacts from now on."""
+    pieces: list[int] = []
+    read = here.foreman._archive.read_artifact
+
+    async def counted(*args: Any) -> bytes | None:
+        pieces.append(args[3])
+        return await read(*args)
+
+    here.foreman._archive.read_artifact = counted  # type: ignore[method-assign, assignment]
+    return pieces
+
+
 async def get(here: House, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of an answer."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -133,17 +146,10 @@ async def test_a_large_artifact_is_read_at_the_readers_pace() -> None:
     """Of a large artifact only a few pieces are read for a client that does not read; the rest when it does."""
     async with house({"OLLAMA_URL": "http://127.0.0.1:1"}, wait=False) as here:
         body = os.urandom(64 * PIECE + 17)
-        path = await kept(here, body)
-        pieces: list[int] = []
-        read = here.foreman._archive.read_artifact
-
-        async def counted(*args: Any) -> bytes | None:
-            pieces.append(args[3])
-            return await read(*args)
-
-        here.foreman._archive.read_artifact = counted  # type: ignore[method-assign, assignment]
+        path, pieces = await kept(here, body), readings(here)
         client = await here.send("GET", path)
         client.transport.pauseProducing()  # type: ignore[union-attr]
+        await eventually(lambda: pieces)
         before = -1
         while before != len(pieces):
             before = len(pieces)
@@ -151,7 +157,7 @@ async def test_a_large_artifact_is_read_at_the_readers_pace() -> None:
             await here.ask("GET", "/readyz")
         assert len(pieces) < 40
         client.transport.resumeProducing()  # type: ignore[union-attr]
-        await eventually(lambda: client.ended)
+        await eventually(lambda: client.ended, within=60)
         assert client.body == body
         assert max(pieces) == PIECE
         client.leave()
@@ -162,13 +168,13 @@ async def test_a_large_artifact_is_read_at_the_readers_pace() -> None:
 async def test_an_artifact_that_is_deleted_while_it_is_read_is_cut() -> None:
     """Half of an artifact never looks whole."""
     async with house({"OLLAMA_URL": "http://127.0.0.1:1"}, wait=False) as here:
-        path = await kept(here, os.urandom(64 * PIECE))
+        path, pieces = await kept(here, os.urandom(64 * PIECE)), readings(here)
         client = await here.send("GET", path)
         client.transport.pauseProducing()  # type: ignore[union-attr]
-        await here.ask("GET", "/readyz")
+        await eventually(lambda: len(pieces) > 1)
         assert (await here.ask("DELETE", path.partition("/artifacts")[0])).head is not None
         client.transport.resumeProducing()  # type: ignore[union-attr]
-        await client.closed
+        await eventually(lambda: client.is_closed)
         assert not client.ended
 
 
