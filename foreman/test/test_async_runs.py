@@ -22,7 +22,7 @@ from foreman.ollama.names import normalise
 from foreman.ollama.requests import Inference
 from foreman.record import DeliveryState, JobRecord
 from foreman.service import now_ms
-from foreman.test.harness import House, chat, daemon, eventually, fake_ollama, house, reactor
+from foreman.test.harness import House, chat, daemon, eventually, fake_ollama, house, reactor, unhurried
 from foreman.work.archive import Archive
 from foreman.work.database import Database
 from foreman.work.store import Store
@@ -101,6 +101,13 @@ async def working(here: House, job: Job) -> None:
     )
     assert here.foreman._worker.running is not None
     assert here.foreman._worker.running.id == job.id
+
+
+async def spoken(here: House, job: Job) -> None:
+    """Wait until the target has begun to answer."""
+    listener = Heard()
+    here.foreman._tails.join(job.id, listener)
+    await eventually(lambda: listener.data)
 
 
 async def left(here: House, table: str) -> int:
@@ -230,13 +237,13 @@ async def test_a_load_that_fails_sets_its_runner_aside() -> None:
     """A runner that would not load is left alone for the backoff while others go on, and the job pays for it."""
     async with house() as here:
         here.fake.faults.next("/api/generate", Fault.ERROR_500, model="tiny-a:latest", load=True)
-        broken, other = await submit(here, chat("tiny-a")), await submit(here, chat("tiny-b"))
-        assert (await over(here, other)).job.state is JobState.DONE
-        waiting = await here.foreman._store.get(broken.id)
-        assert waiting is not None
-        assert (waiting.state, waiting.failures) == (JobState.QUEUED, 1)
+        both = [brought(chat(model), house=here) for model in ("tiny-a", "tiny-b")]
+        broken, other = await here.foreman._store.accept(both)
         record = await over(here, broken)
         assert (record.job.state, record.job.failures) == (JobState.DONE, 1)
+        assert (await over(here, other)).job.state is JobState.DONE
+        chats = [json.loads(each.body)["model"] for each in here.fake.requests if each.path == "/api/chat"]
+        assert chats == ["tiny-b", "tiny-a"]
         assert record.job.waited_for == ("tiny-a", "tiny-b")
 
 
@@ -258,14 +265,11 @@ async def test_cancelled_at_work() -> None:
     """Cancelling a working job closes the target's connection first, keeps the text so far, and the drain goes on."""
     async with house(models=SLOW) as here:
         job, after = await submit(here, chat("tiny-a")), await submit(here, chat("tiny-a"))
-        await working(here, job)
-        await eventually(
-            lambda: here.foreman._worker._attempts._exchange and here.fake.requests[-1].path == "/api/chat"
-        )
-        await deferLater(reactor, 0.2)
-        assert await here.foreman._worker.cancel(job.id) is True
-        [first, *_] = [each for each in here.fake.requests if each.path == "/api/chat"]
-        await eventually(lambda: first.outcome == "left")
+        await spoken(here, job)
+        with unhurried(here.fake):
+            assert await here.foreman._worker.cancel(job.id) is True
+            [first] = [each for each in here.fake.requests if each.path == "/api/chat"]
+            await eventually(lambda: first.outcome == "left")
         record = await over(here, job)
         assert record.job.error == CANCELLED
         assert text_of(record, "partial")
@@ -277,13 +281,14 @@ async def test_cancelled_at_work() -> None:
 @pytest_twisted.ensureDeferred
 async def test_cancelled_before_it_works() -> None:
     """A queued job never reaches the target; for a loading one the load goes on, for whoever comes next."""
-    async with house(models=default_models(load_time=0.5)) as here:
-        loading, queued = await submit(here, chat("tiny-a")), await submit(here, chat("tiny-b"))
-        await eventually(lambda: here.foreman._worker.running)
-        assert await here.foreman._worker.cancel(loading.id) is True
-        assert await here.foreman._worker.cancel(queued.id) is True
-        for job in (loading, queued):
-            assert (await over(here, job)).job.error == CANCELLED
+    async with house() as here:
+        with unhurried(here.fake):
+            loading, queued = await submit(here, chat("tiny-a")), await submit(here, chat("tiny-b"))
+            await eventually(lambda: here.fake.scheduler.loading)
+            assert await here.foreman._worker.cancel(loading.id) is True
+            assert await here.foreman._worker.cancel(queued.id) is True
+            for job in (loading, queued):
+                assert (await over(here, job)).job.error == CANCELLED
         await eventually(lambda: here.foreman._worker.running is None)
         assert here.foreman._residency.resident == loading.runner
         assert generations(here) == 0
@@ -315,7 +320,13 @@ async def test_deleted(when: str) -> None:
 async def test_a_run_that_takes_too_long() -> None:
     """A job's own `timeout` bounds its run; the text so far is kept, and it is not tried again."""
     async with house(models=SLOW) as here:
-        record = await over(here, await submit(here, chat("tiny-a"), timeout=0.4))
+        before = reactor.seconds()
+        job = await submit(here, chat("tiny-a"), timeout=600.0)
+        await spoken(here, job)
+        [limit] = [call for call in reactor.getDelayedCalls() if call.func == here.foreman._worker._attempts.cut_off]
+        assert before <= limit.getTime() - 600 <= reactor.seconds()
+        limit.reset(0)
+        record = await over(here, job)
         assert record.job.error is not None
         assert (record.job.error.code, record.job.attempt) == (ErrorCode.TIMEOUT, 1)
         assert text_of(record, "partial")
@@ -337,8 +348,7 @@ async def test_the_target_goes_away_in_the_midst_of_a_job() -> None:
     """A laptop that is gone charges nothing once nobody answers; the job runs again when it is back."""
     async with house(models=SLOW) as here:
         job = await submit(here, chat("tiny-a"))
-        await working(here, job)
-        await deferLater(reactor, 0.2)
+        await spoken(here, job)
         await here.fake.refuse()
         await eventually(lambda: not here.foreman._inventory.up)
         later = await submit(here, chat("tiny-b"))
@@ -354,6 +364,9 @@ async def test_the_target_goes_away_in_the_midst_of_a_job() -> None:
 async def test_a_disk_that_is_full_at_the_end() -> None:
     """A result that cannot be written waits in memory until it can; nothing is run twice for that."""
     async with house(models=SLOW) as here:
+        ends = []
+        real = here.foreman._store.end
+        here.foreman._store.end = lambda *each: ends.append(each) or _unwritable()  # type: ignore[method-assign,func-returns-value]
         job = await submit(here, chat("tiny-a", options={"num_predict": 4}))
         await working(here, job)
         database = here.foreman._store._database
@@ -361,9 +374,6 @@ async def test_a_disk_that_is_full_at_the_end() -> None:
         pages = "CREATE TABLE filler AS SELECT zeroblob(4096) FROM (VALUES (1), (2))"
         await database.write(lambda cursor: cursor.execute(pages), durable=False)
         await database.write(lambda cursor: cursor.execute(limit.format(1)).close(), durable=False)
-        ends = []
-        real = here.foreman._store.end
-        here.foreman._store.end = lambda *each: ends.append(each) or _unwritable()  # type: ignore[method-assign,func-returns-value]
         await eventually(lambda: ends)
         assert not here.foreman._worker._may_take()
         here.foreman._store.end = real  # type: ignore[method-assign]
@@ -415,8 +425,8 @@ async def test_killed_in_the_midst_of_a_job(tmp_path: Path) -> None:
         await store.stop()
         foreman.start()
         await eventually(lambda: any(each.path == "/api/chat" for each in fake.requests), within=30)
-        await deferLater(reactor, 0.2)
-        await foreman.end(9)
+        with unhurried(fake):
+            await foreman.end(9)
         foreman.start()
         await eventually(lambda: foreman.rows()[0]["state"] == "done", within=30)
         assert (foreman.rows()[0]["attempt"], foreman.rows()[0]["failures"]) == (2, 0)
@@ -483,7 +493,7 @@ async def test_reading_along() -> None:
         tails = here.foreman._tails
         readers = [Heard() for _ in range(3)]
         first = await submit(here, chat("tiny-b", options={"num_predict": 5}))
-        job = await submit(here, chat("tiny-a", options={"num_predict": 12}))
+        job = await submit(here, chat("tiny-a"))
         tails.join(job.id, readers[0])
         await over(here, first)
         await working(here, job)
@@ -516,23 +526,24 @@ async def test_the_forecast_of_a_queue() -> None:
             await over(here, await submit(here, chat(model, options={"num_predict": 3})))
         running = await submit(here, chat("tiny-b"))
         await working(here, running)
-        line = [await submit(here, chat(model)) for model in ("tiny-a", "tiny-b", "tiny-a")]
-        forecasts = [await here.foreman._forecasts.of(job) for job in line]
-        assert [each and (each.position, each.position_exact, each.swaps_ahead) for each in forecasts] == [
-            (2, True, 1),
-            (1, True, 0),
-            (3, True, 1),
-        ]
-        # The answer to a new job says the same, without having asked for it.
-        accepted = await here.foreman._store.accept_once([brought(chat("tiny-a"), house=here)], None)
-        [new] = accepted.jobs
-        assert new is not None
-        assert accepted.firsts is not None
-        assert here.foreman._forecasts.of_new(new, accepted.firsts) == await here.foreman._forecasts.of(new)
-        line.append(new)
-        done = await here.foreman._store.get(running.id)
-        assert done is not None
-        assert await here.foreman._forecasts.of(done) is None
-        for job in line:
-            await here.foreman._worker.cancel(job.id)
-        await here.foreman._worker.cancel(running.id)
+        with unhurried(here.fake):
+            line = [await submit(here, chat(model)) for model in ("tiny-a", "tiny-b", "tiny-a")]
+            forecasts = [await here.foreman._forecasts.of(job) for job in line]
+            assert [each and (each.position, each.position_exact, each.swaps_ahead) for each in forecasts] == [
+                (2, True, 1),
+                (1, True, 0),
+                (3, True, 1),
+            ]
+            # The answer to a new job says the same, without having asked for it.
+            accepted = await here.foreman._store.accept_once([brought(chat("tiny-a"), house=here)], None)
+            [new] = accepted.jobs
+            assert new is not None
+            assert accepted.firsts is not None
+            assert here.foreman._forecasts.of_new(new, accepted.firsts) == await here.foreman._forecasts.of(new)
+            line.append(new)
+            done = await here.foreman._store.get(running.id)
+            assert done is not None
+            assert await here.foreman._forecasts.of(done) is None
+            for job in line:
+                await here.foreman._worker.cancel(job.id)
+            await here.foreman._worker.cancel(running.id)

@@ -10,7 +10,7 @@ import pytest_twisted
 from twisted.internet.defer import succeed
 
 from foreman.ollama.fake import Fault, default_models
-from foreman.test.harness import House, RawClient, chat, eventually, house
+from foreman.test.harness import House, RawClient, chat, eventually, house, unhurried
 
 SLOW = default_models(token_rate=20.0)
 
@@ -90,9 +90,10 @@ async def test_a_job_that_fails_ends_its_stream_with_the_error() -> None:
     async with house(models=SLOW) as here:
         job_id = await submit(here, chat("tiny-a"))
         reader = await here.send("GET", f"/jobs/{job_id}/stream")
-        await eventually(lambda: len(documents(reader)) > 1)
-        await here.ask("POST", f"/jobs/{job_id}/cancel")
-        await ended(reader)
+        await eventually(lambda: documents(reader))
+        with unhurried(here.fake):
+            await here.ask("POST", f"/jobs/{job_id}/cancel")
+            await ended(reader)
         assert documents(reader)[-1] == {"error": "The job was cancelled."}
         assert documents(await here.ask("GET", f"/jobs/{job_id}/stream")) == [{"error": "The job was cancelled."}]
 
@@ -103,9 +104,10 @@ async def test_a_deleted_job_ends_its_stream() -> None:
     async with house(models=SLOW) as here:
         job_id = await submit(here, chat("tiny-a"))
         reader = await here.send("GET", f"/jobs/{job_id}/stream")
-        await eventually(lambda: len(documents(reader)) > 1)
-        await here.ask("DELETE", f"/jobs/{job_id}")
-        await ended(reader)
+        await eventually(lambda: documents(reader))
+        with unhurried(here.fake):
+            await here.ask("DELETE", f"/jobs/{job_id}")
+            await ended(reader)
         assert documents(reader)[-1] == {"error": "the job was deleted"}
 
 
@@ -187,9 +189,13 @@ async def test_a_stop_ends_a_stream_at_its_end(grace: str) -> None:
     async with house({"SHUTDOWN_GRACE": grace}, models=SLOW) as here:
         job_id = await submit(here, chat("tiny-a", options={"num_predict": 12}))
         reader = await here.send("GET", f"/jobs/{job_id}/stream")
-        await eventually(lambda: len(documents(reader)) > 1)
-        await here.foreman.stopService()
-        here.foreman.stopService = lambda: succeed(None)  # type: ignore[method-assign]
+        await eventually(lambda: documents(reader))
+        with unhurried(here.fake):
+            stopped = here.foreman.stopService()
+            here.foreman.stopService = lambda: succeed(None)  # type: ignore[method-assign]
+            if grace == "0s":
+                await stopped
+        await stopped
         await ended(reader)
         last = documents(reader)[-1]
         assert last.get("done") is True if grace == "5s" else last == {"error": "foreman is stopping"}

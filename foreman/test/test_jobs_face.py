@@ -10,7 +10,7 @@ import pytest_twisted
 from twisted.internet.task import LoopingCall, deferLater
 
 from foreman.ollama.fake import default_models
-from foreman.test.harness import House, RawClient, chat, eventually, house, reactor, request_bytes
+from foreman.test.harness import House, RawClient, chat, eventually, house, reactor, request_bytes, unhurried
 from foreman.web import submissions
 
 SLOW = default_models(token_rate=20.0)
@@ -91,7 +91,8 @@ async def test_a_large_result_is_not_in_the_document() -> None:
 async def test_prefer_wait_gives_the_finished_job() -> None:
     """Whoever waits long enough gets `200` and the job; who does not gets `202` and comes again."""
     async with house(models=SLOW) as here:
-        short = await submit(here, chat("tiny-a"), Prefer="wait=0.05")
+        with unhurried(here.fake):
+            short = await submit(here, chat("tiny-a"), Prefer="wait=0.05")
         assert (status(short), short.document["state"] in ("queued", "loading", "working")) == (202, True)
         enough = await submit(here, chat("tiny-a", options={"num_predict": 1}), Prefer="wait=10")
         assert (status(enough), enough.document["state"]) == (200, "done")
@@ -436,13 +437,14 @@ async def test_cancelling() -> None:
         works = (await submit(here, chat("tiny-a"))).document["job_id"]
         waits = (await submit(here, chat("tiny-b"))).document["job_id"]
         await eventually(lambda: here.fake.requests and here.fake.requests[-1].path == "/api/chat")
-        poll = await here.send("GET", f"/jobs/{waits}?wait=20")
-        for job_id in (waits, works):
-            answer = await here.ask("POST", f"/jobs/{job_id}/cancel")
-            assert status(answer) == 200
-            assert (answer.document["state"], answer.document["error"]["code"]) == ("failed", "cancelled")
-            assert status(await here.ask("POST", f"/jobs/{job_id}/cancel")) == 409
-        await eventually(lambda: poll.ended)
+        with unhurried(here.fake):
+            poll = await here.send("GET", f"/jobs/{waits}?wait=20")
+            for job_id in (waits, works):
+                answer = await here.ask("POST", f"/jobs/{job_id}/cancel")
+                assert status(answer) == 200
+                assert (answer.document["state"], answer.document["error"]["code"]) == ("failed", "cancelled")
+                assert status(await here.ask("POST", f"/jobs/{job_id}/cancel")) == 409
+            await eventually(lambda: poll.ended)
         assert poll.document["error"]["code"] == "cancelled"
         poll.leave()
         await poll.closed
@@ -455,12 +457,13 @@ async def test_who_waits_for_a_cancelled_sync_call_is_told(method: str) -> None:
     async with house(models=SLOW) as here:
         first = await here.send("POST", "/api/chat", chat("tiny-a"))
         await eventually(lambda: here.fake.requests and here.fake.requests[-1].path == "/api/chat")
-        call = await here.send("POST", "/api/chat", chat("tiny-b"))
-        while len(rows := await here.rows()) < 2:
-            pass
-        answer = await here.ask(method, f"/jobs/{rows[1]['id']}" + ("/cancel" if method == "POST" else ""))
-        assert status(answer) in (200, 204)
-        await eventually(lambda: call.ended)
+        with unhurried(here.fake):
+            call = await here.send("POST", "/api/chat", chat("tiny-b"))
+            while len(rows := await here.rows()) < 2:
+                pass
+            answer = await here.ask(method, f"/jobs/{rows[1]['id']}" + ("/cancel" if method == "POST" else ""))
+            assert status(answer) in (200, 204)
+            await eventually(lambda: call.ended)
         assert (status(call), call.document["error"][:8]) == (502, "The job ")
         for client in (first, call):
             client.leave()
@@ -473,10 +476,11 @@ async def test_deleting() -> None:
     async with house(models=SLOW) as here:
         job_id = (await submit(here, chat("tiny-a"))).document["job_id"]
         await eventually(lambda: here.fake.requests and here.fake.requests[-1].path == "/api/chat")
-        poll = await here.send("GET", f"/jobs/{job_id}?wait=20")
-        answer = await here.ask("DELETE", f"/jobs/{job_id}")
-        assert (status(answer), answer.body) == (204, b"")
-        await eventually(lambda: poll.ended)
+        with unhurried(here.fake):
+            poll = await here.send("GET", f"/jobs/{job_id}?wait=20")
+            answer = await here.ask("DELETE", f"/jobs/{job_id}")
+            assert (status(answer), answer.body) == (204, b"")
+            await eventually(lambda: poll.ended)
         assert status(poll) == 404
         assert await here.rows() == []
         poll.leave()

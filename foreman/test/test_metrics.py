@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import foreman
 from foreman.job import TERMINAL
 from foreman.ollama.fake import default_models
-from foreman.test.harness import House, chat, eventually, house
+from foreman.test.harness import House, chat, eventually, house, unhurried
 
 OPERATIONS = Path(foreman.__file__).parent.parent / "docs" / "operations.md"
 
@@ -104,17 +104,18 @@ async def test_jobs_that_nobody_worked_on_are_counted_too() -> None:
     async with house(models=default_models(token_rate=20.0)) as here:
         running = await here.send("POST", "/api/chat", chat("tiny-a"))
         await eventually(lambda: running.head)
-        waiting = await here.send("POST", "/api/chat", chat("tiny-b"))
-        await eventually(lambda: here.foreman._store.backlog.queued)
-        now = await figures(here)
-        assert now["foreman_sync_callers",] == 2
-        waiting.leave()
-        await eventually(lambda: not here.foreman._store.backlog.queued)
-        now = await figures(here)
-        assert now["foreman_jobs_running",] == 1
-        assert now["foreman_jobs_ended_total", "tiny-b:latest", "failed"] == 1
-        assert now["foreman_job_queue_seconds_count",] == 0
-        running.leave()
+        with unhurried(here.fake):
+            waiting = await here.send("POST", "/api/chat", chat("tiny-b"))
+            await eventually(lambda: here.foreman._store.backlog.queued)
+            now = await figures(here)
+            assert now["foreman_sync_callers",] == 2
+            waiting.leave()
+            await eventually(lambda: not here.foreman._store.backlog.queued)
+            now = await figures(here)
+            assert now["foreman_jobs_running",] == 1
+            assert now["foreman_jobs_ended_total", "tiny-b:latest", "failed"] == 1
+            assert now["foreman_job_queue_seconds_count",] == 0
+            running.leave()
         await eventually(lambda: here.foreman._store.backlog.running == 0)
         now = await figures(here)
         assert now["foreman_jobs_ended_total", "tiny-a:latest", "failed"] == 1
@@ -125,11 +126,12 @@ async def test_jobs_that_nobody_worked_on_are_counted_too() -> None:
 @pytest_twisted.ensureDeferred
 async def test_an_earlier_try_is_not_measured() -> None:
     """Of a job that was picked, put back and left by its client, no stage is measured: it did not end at the target."""
-    async with house(models=default_models(load_time=0.2)) as here:
-        client = await here.send("POST", "/api/chat", chat("tiny-a"))
-        await eventually(lambda: here.fake.scheduler.loading)
+    async with house() as here:
         here.foreman._tick.stop()  # or the client would be refused within a second
-        await here.ask("POST", "/queue/pause", {"for": "1m"})
+        with unhurried(here.fake):
+            client = await here.send("POST", "/api/chat", chat("tiny-a"))
+            await eventually(lambda: here.fake.scheduler.loading)
+            await here.ask("POST", "/queue/pause", {"for": "1m"})
         await eventually(lambda: here.foreman._store.backlog.queued)
         client.leave()
         await eventually(lambda: not here.foreman._store.backlog.queued)
@@ -146,13 +148,14 @@ async def test_callers_cannot_make_labels() -> None:
         await eventually(lambda: running.head)
         spellings = [chat(name) for name in ("tiny-b", "TINY-B", "library/tiny-b:latest")]
         unreadable = b'{"model": "tiny-a", "mess'
-        callers = [running, *[await here.send("POST", "/api/chat", body) for body in (unreadable, *spellings)]]
-        await eventually(lambda: here.foreman._store.backlog.queued == 4)
-        now = await figures(here)
-        depth = {labels[0]: value for (name, *labels), value in now.items() if name == "foreman_queue_depth"}
-        assert depth == {"tiny-b:latest": 3, "other": 1}
-        for client in callers:
-            client.leave()
+        with unhurried(here.fake):
+            callers = [running, *[await here.send("POST", "/api/chat", body) for body in (unreadable, *spellings)]]
+            await eventually(lambda: here.foreman._store.backlog.queued == 4)
+            now = await figures(here)
+            depth = {labels[0]: value for (name, *labels), value in now.items() if name == "foreman_queue_depth"}
+            assert depth == {"tiny-b:latest": 3, "other": 1}
+            for client in callers:
+                client.leave()
         await eventually(lambda: here.foreman._store.backlog.queued + here.foreman._store.backlog.running == 0)
         ended = {
             labels[0]: value
@@ -196,7 +199,9 @@ async def test_the_oldest_wait() -> None:
     """The oldest wait is that of `/healthz`."""
     async with house() as here:
         here.foreman._tick.stop()
-        here.foreman._health._oldest = here.foreman._health.now_ms() - 5_500
+        now = here.foreman._health.now_ms()
+        here.foreman._health.now_ms = lambda: now
+        here.foreman._health._oldest = now - 5_500
         assert (await figures(here))["foreman_queue_oldest_seconds",] == 5
         here.foreman._tick.start()
 
