@@ -474,10 +474,10 @@ def copied(gitops: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `sops` is our stand-in, and no key is there yet."""
+    """An environment in which `sops` is our stand-in, which takes from pipes alone, and no key is there yet."""
     sops = tmp_path / "bin" / "sops"
     sops.parent.mkdir()
-    sops.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{fake_sops.__file__}" "$@"\n')
+    sops.write_text(f'#!/bin/sh\n[ -p /dev/stdin ] && exec "{sys.executable}" "{fake_sops.__file__}" "$@"\n')
     sops.chmod(0o755)
     keys = str(tmp_path / "home" / "keys.txt")
     return {"PATH": f"{sops.parent}:/usr/bin:/bin", "SOPS_AGE_KEY_FILE": keys}
@@ -489,8 +489,8 @@ def test_make_secrets_is_sound_shell(run: Run, gitops: Path) -> None:
 
 
 def test_make_secrets_makes_secrets_that_foreman_takes(run: Run, copied: Path, tools: dict[str, str]) -> None:
-    """One command makes a key, a token, a webhook secret and the registry's password, encrypted for that key."""
-    command = 'echo "p\'a\\"s s" | ./make-secrets example registry.example.org:5000 you'
+    """One command makes a key and encrypts for it; nothing is on the disk in clear, not even by a Mac's old bash."""
+    command = 'echo "p\'a\\"s s" | BASH_COMPAT=50 bash make-secrets example registry.example.org:5000 you'
     names = ("secret.yaml", "registry.yaml")
     examples = [documents(copied / "overlays/example" / name)[0] for name in names]
     told = run("sh", "-c", command, cwd=copied, env=tools)
