@@ -136,9 +136,10 @@ class Configuration:
         sources = {}
         for setting in SETTINGS:
             overridden = any(name in overrides for name in setting.variables)
-            text = setting.read(overrides if overridden else environ)
+            given = overrides if overridden else environ
+            text = setting.read(given)
             if text is not None:
-                values[setting.field] = setting.parse(text)
+                values[setting.field] = setting.parse(text, file=given.get(f"{setting.variable}_FILE"))
                 sources[setting.field] = "option" if overridden else "environment"
         return cls(**values, sources=sources)
 
@@ -202,14 +203,18 @@ class Setting:
             raise ConfigurationError(f"{given}, but must be a file that holds a secret, of less than 32KiB")
         return content
 
-    def parse(self, text: str) -> object:
+    def parse(self, text: str, file: str | None = None) -> object:
         """The value of the setting.
 
+        :param file: the name of the file that `text` is from, if it is from one.
         :raise ConfigurationError: with one line.
         """
         try:
             return self.kind.parse(text)
         except ValueError:
+            if file:
+                must = f"must be a file that holds {self.kind.allowed}"
+                raise ConfigurationError(f"{self.variable}_FILE is {_quoted(file)}, but {must}") from None
             shown = STARS if self.secret else _quoted(re.sub(self.kind.hidden or r"\Z\A", f"{STARS}@", text))
             raise ConfigurationError(f"{self.variable} is {shown}, but must be {self.kind.allowed}") from None
 

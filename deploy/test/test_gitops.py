@@ -375,7 +375,7 @@ async def status(url: str, path: str, **headers: str) -> int:
         ({"missing": "webhook-secret"}, "FOREMAN_WEBHOOK_SECRET_FILE is '{}webhook-secret', but must be a file that"),
         (
             {"token": "PUBLIC EXAMPLE: make your own"},
-            "FOREMAN_TOKEN is ***, but must be printable ASCII without blanks",
+            "FOREMAN_TOKEN_FILE is '{}token', but must be a file that holds printable ASCII without blanks",
         ),
     ],
     ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",

@@ -311,6 +311,24 @@ def test_a_secret_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
         assert reason in line
 
 
+@pytest.mark.parametrize("name", ["TOKEN", "OLLAMA_TOKEN", "WEBHOOK_SECRET"])
+def test_what_a_secret_file_holds_wrongly_is_told_with_its_name(tmp_path: Path, name: str) -> None:
+    """Who has put a secret into a file is told of that file, and what it must hold, never what it holds."""
+    file = tmp_path / "secret"
+    file.write_text("\ufeffwhsec_hunter2\n\n")
+    line = refusal({f"FOREMAN_{name}_FILE": str(file)})
+    assert line.startswith(f"FOREMAN_{name}_FILE is '{file}', but must be a file that holds ")
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("name", ["TOKEN", "OLLAMA_TOKEN"])
+def test_a_token_in_quotes_is_refused(name: str) -> None:
+    """Docker's --env-file, for one, leaves quotes in: foreman would ask callers for them, too."""
+    for quoted in ('"hunter2"', "'hunter2'", '"'):
+        assert "not in quotes" in refusal({f"FOREMAN_{name}": quoted})
+    read(**{name: "it's"})
+
+
 def test_a_secret_is_given_once(tmp_path: Path) -> None:
     """The variable and its file together are refused, since nobody knows which is meant."""
     line = refusal({"FOREMAN_TOKEN": "hunter2", "FOREMAN_TOKEN_FILE": str(tmp_path)})
