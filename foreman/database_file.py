@@ -38,14 +38,18 @@ def own(path: Path) -> int:
     """Take `<path>.lock` for as long as the returned descriptor stays open.
 
     :raise StoreLocked: somebody else has it.
-    :raise Unwritable: its folder is missing or closed to us.
+    :raise Unwritable: its folder is missing or closed to us, or it is a folder, a device …
     """
     lock = companion(path, ".lock")
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - Path's raise where nobody may look
+        raise Unwritable("it is not a regular file")
     # Not truncated on opening: until the lock is ours, the pid in it is the holder's.  And not through a link, by which
     # the folder's owner could have root, who restores, empty another file.
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
+        if error.errno == errno.ENOENT and not lock.parent.is_dir():
+            raise Unwritable(f"there is no folder {lock.parent}") from error
         link = " (it is a link: remove it)" if error.errno == errno.ELOOP else ""
         raise Unwritable(f"{lock}: {error.strerror}{link}") from error
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -231,8 +232,19 @@ def test_other_errors_are_not_the_disks(database: SteppedDatabase) -> None:
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     """A database that cannot be made is refused at once, in words."""
     database = SteppedDatabase(tmp_path / "nowhere" / "foreman.db")
-    with pytest.raises(Unwritable, match=r"nowhere.foreman.db.lock: No such file or directory"):
+    with pytest.raises(Unwritable, match=r"^there is no folder .*nowhere$"):
         database.finish(database.open())
+
+
+def test_a_database_that_is_a_folder_or_a_device(tmp_path: Path) -> None:
+    """What is no file is refused in words, and nothing is made beside it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        database = SteppedDatabase(tmp_path / name)
+        with pytest.raises(Unwritable, match=r"^it is not a regular file$"):
+            database.finish(database.open())
+    assert {each.name for each in tmp_path.iterdir()} == {"pipe", "folder"}
 
 
 def test_readers_only_read(database: SteppedDatabase) -> None:
