@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from math import inf
 from typing import Any
@@ -266,6 +267,7 @@ async def test_faults(fault: Fault, stream: bool) -> None:
         it.clock.advance(0)
         hangs, cuts = (Fault.HANG, Fault.HANG_MID_STREAM), (Fault.DROP, Fault.CUT, Fault.CUT_MID_LINE)
         if fault in hangs:
+            await until(lambda: fault is Fault.HANG or client.data)
             await deferLater(reactor, 0.02)
             assert not client.closed
             assert it.fake.requests[-1].outcome == "open"
@@ -332,7 +334,7 @@ async def test_ps_blocked_during_a_load() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_refusing_and_coming_back() -> None:
-    """With its listener closed nobody gets in and whoever was in is out; then it is back on the same port."""
+    """With its listener closed nobody gets in and whoever was in is out; its port is kept, and there it comes back."""
     async with rig() as it:
         client = await it.chat()
         url = it.fake.url
@@ -340,6 +342,8 @@ async def test_refusing_and_coming_back() -> None:
         await until(lambda: client.closed)
         with pytest.raises(Exception, match="refused"):
             await it.connect()
+        with closing(socket.socket()) as another, pytest.raises(OSError, match="in use"):
+            another.bind(("127.0.0.1", int(url.rpartition(":")[2])))
         await it.fake.listen()
         assert it.fake.url == url
         again = await it.ask("/api/version")

@@ -4,6 +4,7 @@
 # Twisted's HTTP classes are hardly typed.
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
@@ -135,6 +136,7 @@ class FakeOllama:
         self.max_at_once = 0
         self._port: IListeningPort | None = None
         self._number = 0
+        self._kept: socket.socket | None = None  # has the port while nobody listens there
         self._asleep = False
         self._date: tuple[int, bytes] = (0, b"")
         self._methods: dict[str, tuple[str, ...]] = {}
@@ -256,6 +258,7 @@ class FakeOllama:
 
     async def listen(self, port: int = 0) -> int:
         """Listen on loopback; 0 picks a port, which stays the same from then on.  Returns the port."""
+        self._give_back()
         self._port = self._reactor.listenTCP(port or self._number, self._front, interface="127.0.0.1")
         address: Any = self._port.getHost()
         self._number = address.port
@@ -276,8 +279,17 @@ class FakeOllama:
         port, self._port = self._port, None
         if port is not None:
             await maybeDeferred(port.stopListening)
+            # Bound and not listening: else the system may give it to another process, which would be taken for us.
+            self._kept = socket.socket()
+            self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._kept.bind(("127.0.0.1", self._number))
         if cut:
             self.cut()
+
+    def _give_back(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
 
     def cut(self) -> None:
         """Close every connection at once, whatever is on its way."""
@@ -310,6 +322,7 @@ class FakeOllama:
         """Stop listening, close all connections, forget all timers."""
         self.wake()
         await self.refuse()
+        self._give_back()
         while self.connections:
             await deferLater(self._reactor, 0)
         for call in self.clock.getDelayedCalls():
