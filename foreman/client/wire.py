@@ -42,7 +42,8 @@ class Address:
             url = httpx.URL()
         if url.userinfo or url.query or url.fragment:  # not shown: it may be a password
             raise ValueError("foreman's URL has a scheme, a host and a path, and neither user nor query")
-        if url.scheme not in ("http", "https") or not url.host:
+        # httpx takes a blank as part of the path, and the port modulo 65536.
+        if url.scheme not in ("http", "https") or not url.host or " " in base_url or (url.port or 0) >= 2**16:
             raise ValueError(f"not a URL such as http://127.0.0.1:8080: {base_url!r}")
         self.is_here = _is_loopback(url.host)
         self._headers = {"User-Agent": f"foreman/{__version__}"}

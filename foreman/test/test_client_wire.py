@@ -89,7 +89,10 @@ def test_a_token_is_not_shown(name: str) -> None:
     assert name not in f"{client!r}{client.run('m', 'x')!r}{vars(client)!r}"
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://h", "http://", "http:///x", "http://h:x", "http://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:8080", "ftp://h", "http://", "http:///x", "http://h:x", "http://[::1", "http://h/ ", "http://h:99999"],
+)
 def test_a_url_that_cannot_be_one_is_refused_at_once(url: str) -> None:
     """A slip in the URL is an error where it was made, not a foreman that is away."""
     with pytest.raises(ValueError, match="not a URL"):
