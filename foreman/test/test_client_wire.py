@@ -91,7 +91,17 @@ def test_a_token_is_not_shown(name: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:8080", "ftp://h", "http://", "http:///x", "http://h:x", "http://[::1", "http://h/ ", "http://h:99999"],
+    [
+        "",
+        "localhost:8080",
+        "ftp://h",
+        "http://",
+        "http:///x",
+        "http://h:x",
+        "http://[::1",
+        "http://h/ ",
+        "http://h:99999",
+    ],
 )
 def test_a_url_that_cannot_be_one_is_refused_at_once(url: str) -> None:
     """A slip in the URL is an error where it was made, not a foreman that is away."""
