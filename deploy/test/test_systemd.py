@@ -194,7 +194,7 @@ def test_the_example_settings_are_settings() -> None:
 
 
 def test_what_may_hold_a_secret_is_roots_alone() -> None:
-    """Any setting can stand in the environment's file, secrets too, and any secret beside it: nobody else reads them."""
+    """Any setting can stand in the environment's file, secrets too, others beside it: nobody else reads them."""
     modes = re.findall(r"install (?:-d )?-m (\d+) (?:deploy/systemd/foreman.env )?/etc/foreman", PAGE.read_text())
     assert modes == ["0700", "0600"]
 
