@@ -234,6 +234,8 @@ def _parse_allowed(text: str) -> Allowed:
             networks.append(ip_network(entry))
         except ValueError:
             hosts.append(str(_host(entry)))
+    if text and not networks and not hosts:  # a lone comma or blank, which would else allow everything
+        raise ValueError(text)
     return Allowed(networks=tuple(networks), hosts=tuple(hosts))
 
 

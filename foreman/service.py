@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from foreman import __version__, logs
 from foreman.config import Configuration
 from foreman.detach import detach
-from foreman.errors import ForemanError, Unwritable
+from foreman.errors import ConfigurationError, ForemanError, Unwritable
 from foreman.ollama.embedder import Embedder
 from foreman.ollama.inventory import Inventory
 from foreman.ollama.requests import parse_keep_alive
@@ -280,7 +280,10 @@ class Foreman(Service):
         self._expiry.start()
         self._outbox.start()
         endpoint = serverFromString(self._reactor, self._config.addr.endpoint)
-        self.port = await endpoint.listen(self._site)
+        try:
+            self.port = await endpoint.listen(self._site)
+        except (CannotListenError, OSError, OverflowError) as error:
+            raise ConfigurationError(f"FOREMAN_ADDR is {self._config.addr.text!r}: {error}") from error
         gc.freeze()  # what is there now stays: each full collection would walk it in vain, for milliseconds
         self._readiness.ready = True
         if not self._config.addr.loopback and self._config.token is None:
@@ -306,7 +309,7 @@ class Foreman(Service):
             detach(self._store.try_writing())
 
     def _failed_to_start(self, failure: Failure) -> None:
-        if failure.check(ForemanError, OSError, CannotListenError, OverflowError):
+        if failure.check(ForemanError, OSError):
             self._log.critical("foreman cannot start: {error}", error=failure.value)
         else:
             self._log.failure("foreman cannot start", failure=failure)

@@ -210,7 +210,7 @@ BAD = {
         "\ufeffwhsec_c2VjcmV0",
     ],
     "WEBHOOK_SECRET_OLD": ["whsec_!", "old"],
-    "WEBHOOK_ALLOW": ["10.0.0.1/8", "10.0.0.0/33", "http://x", "*.example", "300.1.1.1"],
+    "WEBHOOK_ALLOW": ["10.0.0.1/8", "10.0.0.0/33", "http://x", "*.example", "300.1.1.1", " ", ","],
     "MODEL_ADMIN": ["true", "1", "ON", "yes"],
     "WAKE": [
         "aa:bb:cc:dd:ee",

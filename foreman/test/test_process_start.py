@@ -49,13 +49,15 @@ async def test_a_second_foreman_on_the_same_file_says_who_has_it(tmp_path: Path)
 
 @pytest_twisted.ensureDeferred
 async def test_a_busy_port_ends_the_start(tmp_path: Path) -> None:
-    """Status 1 and one line that names the address; nothing goes on running without a listener."""
+    """Status 1 and one line that names the setting and the address; nothing goes on running without a listener."""
     with closing(socket.socket()) as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         async with daemon(tmp_path, NOBODY, {"ADDR": f"127.0.0.1:{port}"}, start=False) as foreman:
-            assert f"127.0.0.1:{port}" in await refusal(foreman)
+            line = await refusal(foreman)
+            assert f"FOREMAN_ADDR is '127.0.0.1:{port}': " in line
+            assert "Address already in use" in line
             assert not foreman.database.with_name("foreman.db-wal").exists()
 
 
@@ -63,7 +65,9 @@ async def test_a_busy_port_ends_the_start(tmp_path: Path) -> None:
 async def test_an_endpoints_impossible_port_ends_the_start(tmp_path: Path) -> None:
     """A port that no machine has, which Twisted's words for an address let pass, is one line too, and no traceback."""
     async with daemon(tmp_path, NOBODY, {"ADDR": "tcp:99999"}, start=False) as foreman:
-        assert "port must be 0-65535" in await refusal(foreman)
+        line = await refusal(foreman)
+        assert "FOREMAN_ADDR is 'tcp:99999': " in line
+        assert "port must be 0-65535" in line
 
 
 @pytest_twisted.ensureDeferred
