@@ -277,12 +277,12 @@ async def test_jobs_that_name_no_keep_alive_get_foremans() -> None:
 async def test_a_short_keep_alive_waits_until_the_queue_of_its_runner_is_empty() -> None:
     """A client that says `keep_alive: 0` does not cost the next one a load, and gets its way in the end."""
     async with house(models=default_models(load_time=0.1, token_rate=200.0)) as here:
-        calls = []
+        calls, backlog = [], here.foreman._store.backlog
         with unhurried(here.fake):
             for keep_alive in (0, None, 0, None):
                 more: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
                 calls.append(await here.send("POST", "/api/chat", chat("tiny-a", stream=False, **more)))
-                await eventually(lambda: len(here.foreman._switchboard) == len(calls))
+                await eventually(lambda: backlog.queued + backlog.running == len(calls))
         await eventually(lambda: all(call.ended for call in calls))
         await idle(here)
         assert len(here.fake.loads) == 1
