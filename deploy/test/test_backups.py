@@ -163,12 +163,19 @@ async def test_the_containers_commands_copy_and_restore(machine: Machine, which:
     """Out of a container goes a copy that only its owner can read, and back in it is the database."""
     outwards = blocks("Every night", "sh")[which]
     inwards = [block for block in blocks("Restore", "sh") if not block.startswith("foreman")][which]
+    inside = machine.folder / "lib" / "backup.db"
     async with daemon(machine.folder / "lib", NOBODY) as foreman:
         job = await submit(foreman)
         for _ in range(2):  # the second takes the first one's place
             await machine.run(outwards)
             (copy,) = machine.copies()
             assert (ids(copy), copy.stat().st_mode & 0o777) == ({job}, 0o600)
+            assert not inside.exists()
+        taken = copy.rename(copy.with_name("taken"))
+        inside.write_text("what a failed backup leaves alone")
+        await machine.run(f"! {{\n{outwards}}}")
+        assert machine.copies() == []  # what lay there has not become today's copy
+        taken.rename(copy)
         await submit(foreman)
         assert await foreman.end() == 0
     await machine.run(inwards)
