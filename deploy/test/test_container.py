@@ -426,6 +426,7 @@ def test_the_page_is_right(root: Path, dockerfile: str, image: Image) -> None:
     uid, gid = image.done["USER"].split(":")
     assert f"install -d -o {uid} -g {gid} -m 0700" in page
     [line] = re.findall(r"^docker run .*?[^\\]$", page, re.MULTILINE | re.DOTALL)
+    assert "$PWD" not in line  # typed again for an upgrade, in the checkout: it would mount a new, empty folder
     words = shlex.split(line)
     stop = int(words[words.index("--stop-timeout") + 1])
     assert stop > Configuration().shutdown_grace
