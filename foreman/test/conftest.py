@@ -13,6 +13,7 @@ import pytest
 import pytest_twisted
 from cryptography import x509
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 from twisted.internet.ssl import DefaultOpenSSLContextFactory
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
@@ -25,6 +26,8 @@ settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 settings.register_profile("dev", deadline=None)
 settings.register_profile("long", deadline=None, max_examples=3000)
 settings.load_profile("ci")
+# Nor on which of our modules are imported by then: Hypothesis would mix their constants into the examples.
+providers._get_local_constants = lambda: providers._local_constants
 
 # A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
