@@ -9,7 +9,6 @@ import re
 import struct
 import sys
 import termios
-import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -146,16 +145,17 @@ async def test_ask_streams_and_is_cancelled_by_ctrl_c() -> None:
 async def test_ask_is_cancelled_before_it_is_known_to_be_accepted() -> None:
     """Ctrl-C while the answer to the submission is on its way: the job does not run for nobody."""
     async with house(**models()) as there:
-        held = Event()
+        held, over = Event(), Event()
 
         class Slow(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"] or 0))
                 headers = {name: value for name, value in self.headers.items() if name != "Host"}
-                answer = httpx.post(there.url + self.path, content=body, headers=headers)
+                answer = httpx.post(there.url + self.path, content=body, headers=headers, timeout=60)
                 if not held.is_set():
-                    held.set()  # and never answer
-                    time.sleep(60)
+                    held.set()
+                    over.wait()
+                    return  # without an answer
                 self.send_response(answer.status_code)
                 self.end_headers()
                 self.wfile.write(answer.content)
@@ -170,6 +170,7 @@ async def test_ask_is_cancelled_before_it_is_known_to_be_accepted() -> None:
         await eventually(held.is_set, within=30)
         typed.interrupt()
         assert (await typed.over()).code == 130
+        over.set()
         server.shutdown()
         server.server_close()
         (row,) = await there.rows()
