@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from foreman.verify.wire import BrokenOff, Exchange, NotReached, Place, begin
 
@@ -28,11 +29,13 @@ def _one_for_one(piece: bytes) -> list[bytes]:
 class Lie:
     """What is not passed on as it came.
 
+    :ivar late: seconds after which each request is passed on, the first ones' first.
     :ivar chunk: what becomes of a piece of a body.
     :ivar holds: a body is sent when it is whole, chunk by chunk.
     :ivar clings: an answer is read to its end though the client has left.
     """
 
+    late: Iterator[float] = field(factory=lambda: iter(()))
     status: Callable[[int], int] = _same
     headers: Callable[[Headers], Headers] = _same
     chunk: Callable[[bytes], list[bytes]] = _one_for_one
@@ -66,12 +69,12 @@ def _pass(handler: BaseHTTPRequestHandler, target: Place, lie: Lie) -> None:
     length = handler.headers.get("content-length")
     body = None if length is None else handler.rfile.read(int(length))
     origin = {name: value for name, value in handler.headers.items() if name.lower().startswith(("origin", "access-"))}
-    with begin(target, handler.command, handler.path, body, origin) as exchange:
+    time.sleep(next(lie.late, 0.0))
+    with suppress(NotReached), begin(target, handler.command, handler.path, body, origin) as exchange:
         if not lie.clings:
             threading.Thread(target=_watch, args=(handler.connection, exchange), daemon=True).start()
-        with suppress(NotReached):
-            exchange.head()
-            _relay(handler, exchange, lie)
+        exchange.head()
+        _relay(handler, exchange, lie)
 
 
 def _relay(handler: BaseHTTPRequestHandler, exchange: Exchange, lie: Lie) -> None:

@@ -200,6 +200,14 @@ async def test_a_target_that_works_on_for_nobody_is_found() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_call_that_came_late_is_no_lie() -> None:
+    """Where a busy machine was so slow that the client had left before the target began, it is tried once more."""
+    async with target() as fake:
+        verdicts = await timed(fake, Lie(late=iter((0.0, 0.0, 1.5 * SHORTEST))))
+    assert [verdict for _, verdict in verdicts] == [Verdict.IDENTICAL] * 3
+
+
+@pytest_twisted.ensureDeferred
 async def test_the_command_says_what_is_different(tmp_path: Path) -> None:
     """A liar makes the command exit with 1, with a table that names the check and both sides' answers."""
     quick = FakeModel(name="quick")
