@@ -172,6 +172,7 @@ async def test_a_stop_does_not_wait_for_a_renewal(monkeypatch: pytest.MonkeyPatc
         stopped = here.foreman._worker.stop()
         await stopped
         await eventually(lambda: not is_open(here, "/api/generate"))
+        await here.foreman._store.try_writing()  # behind the end of the first, which is written beside all this
         rows = await here.rows()
         assert [(row["state"], row["error_code"]) for row in rows] == [("done", None), ("queued", None)]
         first.leave()
