@@ -313,6 +313,7 @@ class Foreman(Service):
             self._log.critical("foreman cannot start: {error}", error=failure.value)
         else:
             self._log.failure("foreman cannot start", failure=failure)
+        detach(self._inventory.stop())  # what it would say of the target now is beside the point
         # A database that cannot be used may be usable later, as when the disk was full; nothing else mends itself.
         self._reactor.callWhenRunning(self._exit, os.EX_IOERR if failure.check(Unwritable) else 1)
 

@@ -11,12 +11,16 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet.task import deferLater
+from twisted.logger import LogEvent
 
+from foreman.config import Configuration
 from foreman.database_file import LOGS, companion
+from foreman.service import Foreman
 from foreman.test.harness import Daemon, ask, chat, daemon, eventually, fake_ollama, reactor
 
 NOBODY = "http://127.0.0.1:9"  # the discard port: no target is needed to refuse a start
@@ -68,6 +72,43 @@ async def test_an_endpoints_impossible_port_ends_the_start(tmp_path: Path) -> No
         line = await refusal(foreman)
         assert "FOREMAN_ADDR is 'tcp:99999': " in line
         assert "port must be 0-65535" in line
+
+
+class SlowToStop:
+    """The reactor, but a stop that is asked for does not come, nor the end of the process.
+
+    :ivar status: with which the process was to end.
+    """
+
+    status: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+    def addSystemEventTrigger(self, phase: str, event: str, what: Any, *more: Any) -> object:  # noqa: N802 - the interface's
+        """Take note of the end."""
+        if what is not os._exit:
+            return reactor.addSystemEventTrigger(phase, event, what, *more)
+        [self.status] = more
+        return None
+
+    def stop(self) -> None:
+        """Do not."""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_that_failed_has_the_last_word(tmp_path: Path, logged_errors: list[LogEvent]) -> None:
+    """However long the stop takes, no word about the target follows the line that says why the start ended."""
+    slow = SlowToStop()
+    settings = {"FOREMAN_OLLAMA_URL": NOBODY, "FOREMAN_ADDR": "tcp:99999", "FOREMAN_DB": str(tmp_path / "foreman.db")}
+    foreman = Foreman(Configuration.from_environment(settings), slow)
+    foreman.startService()
+    await eventually(lambda: slow.status == 1)
+    await deferLater(reactor, 1.0)  # only time shows that nothing happens
+    assert foreman._inventory.last_error is None
+    await foreman.stopService()
+    assert len(logged_errors) == 1
+    logged_errors.clear()
 
 
 @pytest_twisted.ensureDeferred
@@ -169,7 +210,7 @@ async def test_a_stop_in_the_middle_of_the_start(tmp_path: Path) -> None:
         for delay in (0.1, 0.18, 0.24, 0.3, 0.36, 0.5):
             foreman.start()
             await deferLater(reactor, delay)
-            assert await foreman.end(signal.SIGTERM, within=10) in (0, -signal.SIGTERM)
+            assert await foreman.end(signal.SIGTERM) in (0, -signal.SIGTERM)
             assert foreman.lines("warn", "error", "critical") == []
             assert foreman.errors == ""
         foreman.start()
