@@ -30,7 +30,7 @@ from foreman.ollama.fake import FakeModel
 from foreman.test.harness import Child, Daemon, ask, chat, daemon, eventually, fake_ollama, reactor
 from foreman.test.test_process_start import NOBODY, _without_privilege
 
-SLOW = FakeModel(name="slow", words=(" one",) * 100, token_rate=1.0)
+SLOW = FakeModel(name="slow", words=(" one", " two"), token_rate=0.001)
 
 
 async def typed(
@@ -108,7 +108,7 @@ async def test_a_backup_under_load(tmp_path: Path) -> None:
                 accepted.append(await submitted(foreman, "slow", text="x" * 30_000))
 
         callers = [Deferred.fromCoroutine(accept()) for _ in range(4)]
-        await eventually(lambda: len(accepted) > 100)
+        await eventually(lambda: len(accepted) > 100, within=60)
         for number in range(4):
             acknowledged = set(accepted)
             copy = Path(await typed(tmp_path, "backup", f"copy{number}.db"))
@@ -135,7 +135,8 @@ async def test_a_backup_is_killed(tmp_path: Path) -> None:
         both = first | {await submitted(foreman, "slow")}
         for size in (0, 1, 1_000_000, 5_000_000, 10_000_000, 20_000_000):
             child = begun(tmp_path, "backup", goal)
-            await eventually(partial(lambda child, size: child.ended or size_of(part) >= size, child, size))
+            begun_or_over = partial(lambda child, size: child.ended or size_of(part) >= size, child, size)
+            await eventually(begun_or_over, within=60)
             await child.end(signal.SIGKILL)
             assert ids(goal) in (first, both)
             assert {path.name for path in folder.iterdir()} <= {"copy.db", "copy.db.part"}

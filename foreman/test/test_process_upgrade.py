@@ -31,7 +31,7 @@ def newer(tmp_path: Path) -> dict[str, str]:
     """Settings of the environment that make a daemon one of the newer foreman."""
     tree = tmp_path / "newer"
     shutil.copytree(ROOT / "foreman", tree / "foreman", ignore=shutil.ignore_patterns("test", "__pycache__"))
-    shutil.copytree(ROOT / "twisted", tree / "twisted", ignore=shutil.ignore_patterns("__pycache__", "dropin.cache"))
+    shutil.copytree(ROOT / "twisted", tree / "twisted", ignore=shutil.ignore_patterns("__pycache__", "*dropin.cache*"))
     step = "ALTER TABLE jobs ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'; CREATE INDEX by_colour ON jobs (colour);"
     (tree / "foreman" / "work" / "schema" / "2.sql").write_text(step, encoding="utf-8")
     return {"PYTHONPATH": str(tree)}
