@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import ipaddress
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,10 @@ providers._get_local_constants = lambda: providers._local_constants
 
 # A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests talk to this machine alone: a proxy that pip may need is not asked for that.
+for _name in {"http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"} & os.environ.keys():
+    del os.environ[_name]
 
 
 def _runs_the_reactor(request: pytest.FixtureRequest) -> bool:
