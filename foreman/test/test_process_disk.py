@@ -85,6 +85,7 @@ async def test_a_full_disk_is_told_and_survived(tmp_path: Path) -> None:
         assert refused.head[0] == 503
         assert int(refused.head[1]["retry-after"]) > 0
         assert "error" in refused.document
+        await eventually(lambda: any("The store cannot write: " in line for line in foreman.lines("error")))
         assert await status(foreman, "GET", "/readyz") == 503
         health = await ask(foreman.url, "GET", "/healthz")
         assert health.head is not None
@@ -107,6 +108,7 @@ async def test_a_full_disk_is_told_and_survived(tmp_path: Path) -> None:
         await eventually(lambda: {row["state"] for row in foreman.rows()} == {"done"})
         while await status(foreman, "GET", "/readyz") == 503:
             assert reactor.seconds() < freed + 30
+        await eventually(lambda: "The store can write again" in foreman.output)
         assert await status(foreman, "POST", "/api/chat", chat("tiny-c")) == 200
         rows = foreman.rows()
         assert [(row["model"], row["attempt"]) for row in rows[10:]] == [("slow", 1), ("tiny-b", 1), ("tiny-c", 1)]

@@ -354,6 +354,8 @@ class Store:
         """Write something, to see whether that is possible again; does not raise."""
         with suppress(Unwritable):
             await self.keep("/written", b"")
+            if not self.writable:
+                _log.info("The store can write again")
             self.writable = True
 
     # -- committing --------------------------------------------------------------------------------------------------
@@ -371,7 +373,9 @@ class Store:
 
         try:
             result, moves = await self._database.write(run, durable=durable, within=within)
-        except Unwritable:
+        except Unwritable as error:
+            if self.writable:
+                _log.error("The store cannot write: {error}", error=error)
             self.writable = False
             raise
         for move in moves:
