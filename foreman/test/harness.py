@@ -181,7 +181,7 @@ class House:
         return await send(self.url, method, path, document, **more)
 
     async def rows(self) -> list[dict[str, Any]]:
-        """All jobs as the database has them, by seq."""
+        """All jobs as the database has them, by seq, when what was to be written by now is."""
         store = self.foreman._store
 
         def read(cursor: Any) -> list[dict[str, Any]]:
@@ -189,6 +189,7 @@ class House:
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
+        await store._database.write(lambda _cursor: None, durable=False)  # the last in line
         return await store._database.read(read)
 
 

@@ -110,8 +110,9 @@ async def test_what_a_client_unloads_is_not_loaded_again() -> None:
     async with house(models=SLOW) as here:
         first = await here.send("POST", "/api/chat", short("tiny-a", 15, keep_alive="1m"))
         await eventually(lambda: first.chunks)
-        second = await here.send("POST", "/api/chat", short("tiny-a", 15))
-        await eventually(here.foreman._residency.owes)
+        with unhurried(here.fake):
+            second = await here.send("POST", "/api/chat", short("tiny-a", 15))
+            await eventually(here.foreman._residency.owes)
         await eventually(lambda: second.chunks)
         with unhurried(here.fake):
             before = len(loads_asked(here))
@@ -130,11 +131,12 @@ async def test_a_paused_foreman_loads_nothing_for_a_keep_alive() -> None:
     async with house(models=SLOW) as here:
         first = await here.send("POST", "/api/chat", short("tiny-a", 20, keep_alive="1m"))
         await eventually(lambda: first.chunks)
-        second = await here.send("POST", "/api/chat", short("tiny-a", 5))
-        await eventually(here.foreman._residency.owes)
-        await here.ask("POST", "/queue/pause", {"for": "5m"})
-        before = len(loads_asked(here))
-        await ask(here.fake.url, "POST", "/api/generate", {"model": "tiny-a", "keep_alive": 0})  # `ollama stop`
+        with unhurried(here.fake):
+            second = await here.send("POST", "/api/chat", short("tiny-a", 5))
+            await eventually(here.foreman._residency.owes)
+            await here.ask("POST", "/queue/pause", {"for": "5m"})
+            before = len(loads_asked(here))
+            await ask(here.fake.url, "POST", "/api/generate", {"model": "tiny-a", "keep_alive": 0})  # `ollama stop`
         await eventually(lambda: first.ended)
         await eventually(lambda: here.foreman._worker.running is None)
         await eventually(lambda: not here.foreman._residency.owes())
