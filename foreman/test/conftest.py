@@ -6,6 +6,7 @@ import gc
 import ipaddress
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,13 @@ def _no_timers_left(request: pytest.FixtureRequest) -> Iterator[None]:
         call.cancel()
     if left:
         pytest.fail("timers left on the reactor:\n" + "\n".join(names), pytrace=False)
+
+
+@pytest.fixture
+def socket_file() -> Iterator[Path]:
+    """Where a socket can be: its whole name has a hundred letters at most, and `tmp_path` may have more already."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder) / "s"
 
 
 @pytest.fixture

@@ -92,7 +92,8 @@ def type_in(
     """Type `foreman …`, or a script of a shell; standard input has `given`, and then ends."""
     typed = Typed()
     settings = {"FOREMAN_URL": url, "XDG_CONFIG_HOME": str(folder), "HOME": str(folder), "TERM": "xterm-256color"}
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("FOREMAN_")}
+    # COLUMNS and LINES would be believed before the terminal.
+    clean = {name: value for name, value in os.environ.items() if not re.match("FOREMAN_|COLUMNS$|LINES$", name)}
     command = [sys.executable, "-m", "foreman.command", *words] if script is None else ["/bin/sh", "-c", script]
     path = {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = reactor.spawnProcess(

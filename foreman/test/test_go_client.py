@@ -125,14 +125,13 @@ async def test_the_client_speaks_with_foreman(tmp_path: Path, tests: str) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_run_outlives_foreman(tmp_path: Path, tests: str) -> None:
+async def test_a_run_outlives_foreman(tmp_path: Path, tests: str, socket_file: Path) -> None:
     """`Run` brings its answer though foreman is killed and stopped meanwhile, and its caller has one job."""
-    path = tmp_path / "s"
-    settings = {"ADDR": f"unix:{path}", "SHUTDOWN_GRACE": "0s"}
+    settings = {"ADDR": f"unix:{socket_file}", "SHUTDOWN_GRACE": "0s"}
     async with (
         fake_ollama(models=(SLOW, *default_models())) as fake,
         daemon(tmp_path, fake.url, settings) as foreman,
-        running(tmp_path, tests, "run=TestDaemonKilled", {"FOREMAN_TEST_SOCKET": str(path)}) as run,
+        running(tmp_path, tests, "run=TestDaemonKilled", {"FOREMAN_TEST_SOCKET": str(socket_file)}) as run,
     ):
         for number, sent in enumerate((signal.SIGKILL, signal.SIGTERM), start=1):
             await eventually(partial(_is_working, fake, number), within=60)

@@ -123,9 +123,9 @@ async def test_foreman_is_well_wherever_it_listens(addr: str, tmp_path: Path) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_socket_file_is_found(tmp_path: Path) -> None:
+async def test_a_socket_file_is_found(tmp_path: Path, socket_file: Path) -> None:
     """`unix:…` with a token set, as a proxy on the same machine has it: the check needs none."""
-    addr = f"unix:{tmp_path}/s"
+    addr = f"unix:{socket_file}"
     async with fake_ollama() as fake, daemon(tmp_path, fake.url, {"ADDR": addr, "TOKEN": "secret"}) as foreman:
         assert await check(addr) == (0, "")
         await foreman.end()

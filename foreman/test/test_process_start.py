@@ -178,10 +178,9 @@ async def test_a_database_that_cannot_be_written_ends_the_start(tmp_path: Path, 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
+async def test_a_unix_socket_is_an_address(tmp_path: Path, socket_file: Path) -> None:
     """`FOREMAN_ADDR=unix:…`: a chat through the socket works, and a restart over a stale socket too."""
-    path = tmp_path / "s"
-    async with fake_ollama() as fake, daemon(tmp_path, fake.url, {"ADDR": f"unix:{path}"}) as foreman:
+    async with fake_ollama() as fake, daemon(tmp_path, fake.url, {"ADDR": f"unix:{socket_file}"}) as foreman:
         for _ in range(2):
             client = await ask(foreman.url, "POST", "/api/chat", chat("tiny-a"))
             assert client.head is not None
@@ -189,9 +188,9 @@ async def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
             await foreman.end(signal.SIGKILL)
             foreman.start()
             await foreman.ready()
-        assert f"listens on {path}\n" in foreman.output
+        assert f"listens on {socket_file}\n" in foreman.output
         assert await foreman.end(signal.SIGTERM) == 0
-        assert not path.exists()
+        assert not socket_file.exists()  # noqa: ASYNC240
 
 
 @pytest_twisted.ensureDeferred

@@ -182,11 +182,11 @@ async def test_a_load_in_progress_is_dropped(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_slow_reader_gets_the_end_of_its_answer(tmp_path: Path) -> None:
+async def test_a_slow_reader_gets_the_end_of_its_answer(tmp_path: Path, socket_file: Path) -> None:
     """What foreman still holds of a finished answer is delivered within the grace, not lost with the process."""
     # The system holds some 200 KB of a unix socket's; the rest of a megabyte is with foreman.
     models = (streaming_model("big", tokens=90, token_bytes=10_000), *default_models())
-    async with pair(tmp_path, models, ADDR=f"unix:{tmp_path}/s") as (_, foreman):
+    async with pair(tmp_path, models, ADDR=f"unix:{socket_file}") as (_, foreman):
         client = await send(foreman.url, "POST", "/api/chat", chat("big"))
         client.transport.pauseProducing()  # type: ignore[union-attr]
         await eventually(lambda: [outcome(row) for row in foreman.rows()] == [("done", None)])
