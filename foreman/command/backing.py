@@ -26,6 +26,8 @@ def backup(path: str, db: Path) -> None:
     The daemon may run. If PATH is a folder the copy is named by the time. A file is replaced only if it is an older
     backup. The copy holds prompts and answers; you alone can read it.
     """
+    if not path.strip():  # a variable that is not set; for a `Path` it is the folder that one happens to be in
+        raise click.ClickException("PATH is empty: name a folder, or a file")
     if path.endswith(("/", "/.")) and not Path(path).is_dir():  # a `Path` forgets that a folder was meant
         raise click.ClickException(f"there is no folder {path}: make it, as by install -d -m 0700 {shlex.quote(path)}")
     _print(lambda backups, now: backups.back_up(db, Path(path), now))

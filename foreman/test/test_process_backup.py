@@ -323,6 +323,14 @@ async def test_root_plays_no_journal_back(theirs: Path, tmp_path: Path, monkeypa
     assert not precious.exists()
 
 
+@pytest.mark.parametrize("path", ["", " "])
+@pytest_twisted.ensureDeferred
+async def test_a_backup_to_nowhere(tmp_path: Path, path: str) -> None:
+    """A variable that is not set, in a timer's line, leaves no copy wherever the timer happens to stand."""
+    async with daemon(tmp_path, "http://127.0.0.1:9"):
+        assert "PATH is empty" in await typed(tmp_path, "backup", path, fails=True)
+
+
 @pytest.mark.parametrize("ending", ["/", "/."])
 @pytest_twisted.ensureDeferred
 async def test_a_folder_that_is_not_there(tmp_path: Path, ending: str) -> None:
