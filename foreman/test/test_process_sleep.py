@@ -18,13 +18,21 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 
 from foreman.ollama.fake import FakeModel, Fault, default_models
-from foreman.test.harness import House, RawClient, chat, daemon, eventually, fake_ollama, fake_process, house, reactor
+from foreman.test.harness import (
+    House,
+    RawClient,
+    chat,
+    daemon,
+    eventually,
+    fake_ollama,
+    fake_process,
+    house,
+    reactor,
+    unhurried,
+)
 from foreman.test.harness import send as send_to
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals stop processes")
-
-BACK_AT_WORK = 2.0 + 3.0
-"""Seconds from the target's return to its first generation, and what a busy test machine may add to them."""
 
 
 def is_whole(client: RawClient) -> bool:
@@ -42,20 +50,19 @@ def facts(rows: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
 
 @pytest_twisted.ensureDeferred
 async def test_calls_wait_for_a_target_that_sleeps(tmp_path: Path, record_property: Any) -> None:
-    """The laptop sleeps when foreman starts and calls come: all are served once it wakes, the first within 2 s."""
+    """The laptop sleeps when foreman starts and calls come: all are served once it wakes, and nothing is charged."""
     async with fake_process(tmp_path) as fake:
         fake.send(signal.SIGSTOP)
         async with daemon(tmp_path, fake.url) as foreman:
             calls = [await send_to(foreman.url, "POST", "/api/chat", chat(f"tiny-{letter}")) for letter in "abcab"]
+            await eventually(lambda: len(foreman.rows()) == len(calls))
             await deferLater(reactor, 3.5)  # probes come and go unanswered
             assert facts(foreman.rows()) == {("queued", 0, 0)}
             woken = time.time()
             fake.send(signal.SIGCONT)
             await eventually(lambda: all(is_whole(call) for call in calls))
             chats = [request for request in (await fake.state())["requests"] if request["path"] == "/api/chat"]
-            first = chats[0]["connected_at"] - woken
-            record_property("first_generation_s", first)
-            assert first < BACK_AT_WORK
+            record_property("first_generation_s", chats[0]["connected_at"] - woken)
             await eventually(lambda: facts(foreman.rows()) == {("done", 1, 0)})
             assert len(chats) == len(calls)
             for call in calls:
@@ -65,14 +72,14 @@ async def test_calls_wait_for_a_target_that_sleeps(tmp_path: Path, record_proper
 @pytest_twisted.ensureDeferred
 async def test_a_nap_in_the_middle_of_a_stream_costs_nothing(tmp_path: Path) -> None:
     """The lid is closed for some seconds while one call streams and others wait: all have their whole answers."""
-    async with fake_process(tmp_path, "defaults,rate=40") as fake, daemon(tmp_path, fake.url) as foreman:
+    async with fake_process(tmp_path, "defaults,rate=20") as fake, daemon(tmp_path, fake.url) as foreman:
         calls = [await send_to(foreman.url, "POST", "/api/chat", chat("tiny-a")) for _ in range(2)]
         await eventually(lambda: any(call.chunks for call in calls))
         fake.send(signal.SIGSTOP)
         later = await send_to(foreman.url, "POST", "/api/chat", chat("tiny-b"))
         calls.append(later)
         await deferLater(reactor, 2)
-        assert not any(call.ended for call in calls)
+        assert not later.ended
         fake.send(signal.SIGCONT)
         await eventually(lambda: all(is_whole(call) for call in calls))
         await eventually(lambda: facts(foreman.rows()) == {("done", 1, 0)})
@@ -83,7 +90,7 @@ async def test_a_nap_in_the_middle_of_a_stream_costs_nothing(tmp_path: Path) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_calls_wait_for_a_target_that_is_gone(tmp_path: Path, record_property: Any) -> None:
-    """Nobody listens, and calls come: none is lost or charged, and the first runs within 2 s of the return."""
+    """Nobody listens, and calls come: none is lost or charged, and all are served after the return."""
     async with fake_ollama() as fake, daemon(tmp_path, fake.url) as foreman:
         await eventually(lambda: "The target is up" in foreman.output)
         await fake.refuse()
@@ -97,7 +104,6 @@ async def test_calls_wait_for_a_target_that_is_gone(tmp_path: Path, record_prope
         await eventually(lambda: all(is_whole(call) for call in calls))
         chats = [record for record in fake.requests if record.path == "/api/chat"]
         record_property("first_generation_s", chats[0].connected_at - back)
-        assert chats[0].connected_at - back < BACK_AT_WORK
         await eventually(lambda: {(row["state"], row["failures"]) for row in foreman.rows()} == {("done", 0)})
         assert len(chats) == 3
         for call in calls:
@@ -117,6 +123,32 @@ async def test_a_target_that_goes_before_its_models_are_known() -> None:
         assert (row["state"], row["attempt"]) == ("done", 2)
 
 
+async def looks(here: House, beats: int) -> int:
+    """How often foreman looks for the target in so many seconds of the heartbeat."""
+    found = 0
+    for _ in range(beats):
+        here.foreman._tick.beat()
+        found += here.foreman._inventory._probing is not None
+        await eventually(lambda: here.foreman._inventory._probing is None)
+    return found
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_target_that_calls_wait_for_is_looked_for_every_second() -> None:
+    """So the first call is served within two seconds of its return; where nobody waits it is looked for more seldom."""
+    async with house() as here:
+        here.foreman._tick.stop()
+        await here.fake.refuse()
+        while here.foreman._inventory.up:
+            await here.foreman._inventory.refresh()
+        client = await here.send("POST", "/api/chat", chat("tiny-a"))
+        await eventually(lambda: here.foreman._store.backlog.queued == 1)
+        assert await looks(here, 5) == 5
+        client.leave()
+        await eventually(lambda: here.foreman._store.backlog.queued == 0)
+        assert await looks(here, 5) < 5
+
+
 # -- the target, for minutes -------------------------------------------------------------------------------------------
 
 
@@ -132,8 +164,9 @@ async def test_a_minute_of_sleep_in_the_middle_of_a_stream() -> None:
     async with house(models=default_models(token_rate=20.0)) as here:
         streaming = await here.send("POST", "/api/chat", chat("tiny-a"))
         await eventually(lambda: streaming.chunks)
-        waiting = await here.send("POST", "/api/chat", chat("tiny-b"))
-        await eventually(lambda: here.foreman._store.backlog.queued == 1)
+        with unhurried(here.fake):
+            waiting = await here.send("POST", "/api/chat", chat("tiny-b"))
+            await eventually(lambda: here.foreman._store.backlog.queued == 1)
         here.fake.sleep()
         beat(here, 60)
         assert not streaming.is_closed
@@ -182,7 +215,7 @@ async def test_a_stream_that_stalls_on_a_target_that_is_awake() -> None:
         for _ in range(20):
             beat(here, 1)
             await deferLater(reactor, 0.02)
-        assert client.is_closed
+        await eventually(lambda: client.is_closed)
         assert not client.ended
         assert here.foreman._inventory.up
         await eventually(lambda: here.foreman._store.backlog.running == 0)
@@ -195,15 +228,15 @@ async def test_a_stream_that_stalls_on_a_target_that_is_awake() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_foremans_own_sleep_in_the_middle_of_a_stream(tmp_path: Path) -> None:
-    """Foreman's machine slept 7 s in a silence of 13 s: the stream goes on, since silence is counted afresh."""
-    models = (FakeModel(name="slow", words=(" one",), token_rate=1 / 13), *default_models())
+    """Foreman's machine slept 7 s in a silence of 19 s: the stream goes on, since silence is counted afresh."""
+    models = (FakeModel(name="slow", words=(" one",), token_rate=1 / 19), *default_models())
     async with (
         fake_ollama(models=models) as fake,
-        daemon(tmp_path, fake.url, {"STALL_TIMEOUT": "5s"}) as foreman,
+        daemon(tmp_path, fake.url, {"STALL_TIMEOUT": "10s"}) as foreman,
     ):
         client = await send_to(foreman.url, "POST", "/api/chat", chat("slow"))
         await eventually(lambda: client.chunks)
-        await deferLater(reactor, 3)
+        await deferLater(reactor, 6)
         foreman.send(signal.SIGSTOP)
         await deferLater(reactor, 7)
         assert len(client.chunks) == 1
