@@ -30,8 +30,8 @@ from foreman.tick import Tick
 
 reactor: Any = _reactor
 
-PATIENCE = 20.0
-"""Seconds that a test may take."""
+PATIENCE = 60.0
+"""Seconds after which a test is given up."""
 
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 HOME = f"127.0.0.{2 + int(_WORKER.removeprefix('gw'))}" if _WORKER and sys.platform == "linux" else "127.0.0.1"

@@ -252,8 +252,8 @@ async def listening(answer: Callable[[Request], Any] = echo, **settings: str) ->
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the reactor turn until `condition()` is true; AssertionError after ten seconds."""
-    deadline = reactor.seconds() + 10
+    """Let the reactor turn until `condition()` is true; AssertionError after half a minute."""
+    deadline = reactor.seconds() + 30
     while not condition():
         assert reactor.seconds() < deadline
         await deferLater(reactor, 0)

@@ -147,7 +147,7 @@ async def ask(
     document: Any = None,
     headers: Mapping[str, str] | None = None,
     *,
-    within: float = 20.0,
+    within: float = 30.0,
 ) -> RawClient:
     """Send one request and wait for the whole answer, then leave."""
     client = await send(url, method, path, document, headers)

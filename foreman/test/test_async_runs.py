@@ -54,7 +54,7 @@ async def submit(here: House, document: Any, **more: Any) -> Job:
     return job
 
 
-async def over(here: House, job: Job, within: float = 15.0) -> JobRecord:
+async def over(here: House, job: Job) -> JobRecord:
     """The record of a job that has ended."""
     ended: list[Job] = []
 
@@ -66,7 +66,7 @@ async def over(here: House, job: Job, within: float = 15.0) -> JobRecord:
     found = await here.foreman._store.get(job.id)
     assert found is not None
     if found.state not in (JobState.DONE, JobState.FAILED):
-        await eventually(lambda: ended, within=within)
+        await eventually(lambda: ended)
     here.foreman._store.on_move.remove(follow)
     record = await here.foreman._archive.record(job.id)
     assert record is not None
