@@ -13,7 +13,7 @@ import pytest
 import pytest_twisted
 
 from foreman.ollama.fake import FakeModel, Fault, default_models
-from foreman.test.harness import RawClient, ask, chat, daemon, eventually, fake_ollama, send
+from foreman.test.harness import RawClient, ask, chat, daemon, eventually, fake_ollama, send, unhurried
 
 WHSEC = "whsec_" + base64.b64encode(b"a webhook secret of ours").decode()
 
@@ -91,9 +91,12 @@ async def test_the_log_tells_events_and_no_secrets(tmp_path: Path, log_format: s
         await eventually(lambda: leaving.chunks)
         leaving.leave()
         cut = await send(url, "POST", "/api/chat", document("slow"), bearer)
-        waiting = await send(url, "POST", "/api/chat", document("answering"), bearer)
         await eventually(lambda: cut.chunks)
-        assert await foreman.end(signal.SIGTERM) == 0
+        with unhurried(fake):
+            waiting = await send(url, "POST", "/api/chat", document("answering"), bearer)
+            await eventually(lambda: foreman.rows()[-1]["state"] == "queued")
+            assert await foreman.end(signal.SIGTERM) == 0
+        await waiting.closed
         assert waiting.head is not None
         assert waiting.head[0] == 503
 
