@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+
+import foreman.test.conftest  # noqa: F401 - what it does to the whole process is for these tests, too
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".venv-deploy" / "bin"
@@ -18,12 +20,16 @@ TOOLS = ROOT / ".venv-deploy" / "bin"
 
 Run = Callable[..., str]
 
-# As in foreman/test: the same examples on every run, however long one takes.
-settings.register_profile("ci", derandomize=True, deadline=None, database=None)
-settings.load_profile("ci")
+os.umask(0o022)  # a builder's, and what systemd wants of units
 
-# A shell's background jobs ignore Ctrl-C, and so would the programs that tests interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+
+@contextmanager
+def kept_port(port: int = 0) -> Iterator[int]:
+    """A port of loopback for a server that is told where to listen: the kernel gives it to nobody who asks for any."""
+    with socket.socket() as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers have it, so that one can join
+        keeper.bind(("127.0.0.1", port))
+        yield keeper.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 import yaml
-from conftest import ROOT, Run
+from conftest import ROOT, Run, kept_port
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
@@ -41,6 +41,10 @@ KUBECTL = """#!/bin/sh
 while [ $# -gt 0 ]; do if [ "$1" = -- ]; then shift; exec "$@"; fi; shift; done
 """
 FLUX = "#!/bin/sh\n"
+# The page's own day, also to a test that goes on over midnight.
+DATE = """#!/bin/sh
+[ "$*" = "-u +%F" ] && echo 2026-11-21
+"""
 
 
 def blocks(section: str, language: str) -> list[str]:
@@ -58,7 +62,7 @@ class Machine:
         self.port = 0
         for name in ("lib", "copies", "bin", "tmp"):
             (folder / name).mkdir()
-        for name, script in (("docker", DOCKER), ("kubectl", KUBECTL), ("flux", FLUX)):
+        for name, script in (("docker", DOCKER), ("kubectl", KUBECTL), ("flux", FLUX), ("date", DATE)):
             (folder / "bin" / name).write_text(script)
             (folder / "bin" / name).chmod(0o755)
 
@@ -69,7 +73,6 @@ class Machine:
             ("/var/lib/foreman/", f"{self.folder}/lib/"),
             ("/var/backups/foreman", f"{self.folder}/copies"),
             ("/data/", f"{self.folder}/lib/"),
-            ("foreman-2026-11-21.db", 'foreman-"$(date -u +%F)".db'),
             ("8099", str(self.port)),
         ):
             text = text.replace(theirs, ours)
@@ -197,13 +200,12 @@ async def test_a_rehearsal_disturbs_nobody(machine: Machine) -> None:
         with suppress(BlockingIOError):  # what it has tried until it stopped
             while True:
                 hook.accept()[0].close()
-        with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            machine.port = free.getsockname()[1]
         (rehearsal,) = blocks("Try one", "sh")
         refused = (
             f"until curl -s http://127.0.0.1:8099/jobs/{job}/events | grep FOREMAN_WEBHOOK_ALLOW; do sleep 1; done"
         )
-        listed = await machine.run(rehearsal.replace("kill %1", f"{refused}\nkill %1\nwait"))
+        with kept_port() as machine.port:
+            listed = await machine.run(rehearsal.replace("kill %1", f"{refused}\nkill %1\nwait"))
         assert job in listed
         with pytest.raises(BlockingIOError):
             hook.accept()

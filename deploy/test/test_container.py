@@ -19,6 +19,7 @@ import subprocess
 import sysconfig
 import tempfile
 import tomllib
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -207,8 +208,9 @@ def stand_in(python: Path, place: Path) -> None:
     library = Path(sysconfig.get_path("stdlib"))
     left_out = shutil.ignore_patterns("test", "site-packages", "dist-packages", "config-*", "idlelib", "tkinter")
     shutil.copytree(library, python / "lib" / library.name, ignore=left_out, symlinks=True)
-    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        library = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("INSTSONAME")
+    library = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("INSTSONAME")
+    # Debian's Python says that it is a shared library's, but has it within itself.
+    if sysconfig.get_config_var("Py_ENABLE_SHARED") and library.exists():
         shutil.copy2(library, python / "lib")
     (python / "bin").mkdir()
     program = f"python{sysconfig.get_python_version()}"
@@ -238,25 +240,31 @@ def ignore(root: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def checkout(root: Path) -> set[str]:
     """What is, or would be, committed."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     return {name for name in listed.split("\0") if name and (root / name).is_file()}
 
 
 @pytest.fixture(scope="session")
-def image(root: Path, dockerfile: str, ignore: list[str], checkout: set[str]) -> Iterator[Image]:
+def image(
+    tmp_path_factory: pytest.TempPathFactory, root: Path, dockerfile: str, ignore: list[str], checkout: set[str]
+) -> Iterator[Image]:
     """What the Dockerfile makes of this checkout, once for all processes of a test run; the last removes it."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    place = Path(tempfile.gettempdir()) / f"foreman-image-{run}"
-    place.mkdir(mode=0o755, exist_ok=True)
+    shared = tmp_path_factory.getbasetemp()
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is not None:
+        shared = shared.parent
+    place = Path(tempfile.gettempdir()) / f"foreman-image-{run or uuid.uuid4().hex}"
     given = {"BASE": "", "VERSION": VERSION}
     made = Image(place / "context", place / "python", place / "base", place / "root", given)
     told = place / "told.json"
-    with (place / "door").open("w") as door, (place / "guests").open("w") as guests:
+    # The locks are not in the place: who comes while the last one removes it waits, and makes it anew.
+    with (shared / "image.door").open("w") as door, (shared / "image.guests").open("w") as guests:
         fcntl.flock(door, fcntl.LOCK_EX)
         fcntl.flock(guests, fcntl.LOCK_SH)
         try:
             if not told.exists():
+                place.mkdir()
                 for name in checkout:
                     if passes(ignore, name):
                         (made.context / name).parent.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 from attrs import define, field
-from conftest import ROOT
-
-from foreman.demo import free_port
+from conftest import ROOT, kept_port
 
 SECTIONS = {
     section.partition("\n")[0]: re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
@@ -150,11 +148,12 @@ def reading(folder: Path, words: Mapping[str, str], environment: Mapping[str, st
 
 def test_just_to_see_it(tmp_path: Path) -> None:
     """The demonstration shows what it promises; then the stand-in, foreman and a chat, in three terminals."""
-    target, port = free_port(), free_port()
-    words = {"--port 11434": f"--port {target}", "http://127.0.0.1:8080": f"http://127.0.0.1:{port}"}
-    environment = {"FOREMAN_OLLAMA_URL": f"http://127.0.0.1:{target}", "FOREMAN_ADDR": f"127.0.0.1:{port}"}
     demo, stand_in, foreman, chat = SECTIONS["Just to see it"]
-    with reading(tmp_path, words, environment) as reader:
+    with ExitStack() as stack:
+        target, port = stack.enter_context(kept_port()), stack.enter_context(kept_port())
+        words = {"--port 11434": f"--port {target}", "http://127.0.0.1:8080": f"http://127.0.0.1:{port}"}
+        environment = {"FOREMAN_OLLAMA_URL": f"http://127.0.0.1:{target}", "FOREMAN_ADDR": f"127.0.0.1:{port}"}
+        reader = stack.enter_context(reading(tmp_path, words, environment))
         assert reader.copy(demo, 0).endswith("Both are stopped and their files removed.\n")
         assert reader.copy(stand_in, target) == reader.copy(foreman, port) == ""
         lines = reader.copy(chat, port).splitlines()
@@ -164,9 +163,9 @@ def test_just_to_see_it(tmp_path: Path) -> None:
 
 def test_ollama_on_this_machine(tmp_path: Path) -> None:
     """A chat by HTTP and one by Ollama's command; what foreman knows of Ollama; a job and its answer."""
-    port = free_port()
     pull, foreman, chats, job = SECTIONS["Ollama on this machine"]
     with ExitStack() as stack:
+        port = stack.enter_context(kept_port())
         url, _ = stack.enter_context(ollama())
         here = f"http://127.0.0.1:{port}"
         environment = {"FOREMAN_OLLAMA_URL": url, "FOREMAN_ADDR": f"127.0.0.1:{port}", "FOREMAN_URL": here}
@@ -183,9 +182,9 @@ def test_ollama_on_this_machine(tmp_path: Path) -> None:
 
 def test_a_server_before_a_mac_that_sleeps(tmp_path: Path) -> None:
     """The token lets in and is needed; a job that is submitted while the Mac sleeps is done when it is awake."""
-    port = free_port()
     reach, foreman, chats, submit, wait = SECTIONS["A server before a Mac that sleeps"]
     with ExitStack() as stack:
+        port = stack.enter_context(kept_port())
         url, control = stack.enter_context(ollama())
         here = f"http://127.0.0.1:{port}"
         words = {

@@ -210,7 +210,8 @@ class Infra:
     def environment(self) -> dict[str, str]:
         """Nobody's own settings; temporary files where a test can see what is left of them."""
         outside = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        return {**outside, **IDENTITY, "HOME": str(self.home), "TMPDIR": str(self.home), "GIT_CONFIG_NOSYSTEM": "1"}
+        here = {"HOME": str(self.home), "TMPDIR": str(self.home), "GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
+        return {**outside, **IDENTITY, **here}
 
     def git(self, *arguments: str, cwd: Path | None = None) -> str:
         """What git prints, in the bare repository if nothing else is said."""

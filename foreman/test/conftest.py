@@ -38,6 +38,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in {"http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"} & os.environ.keys():
     del os.environ[_name]
 
+# Nor does their git work on the repository whose hook runs them.
+for _name in {"GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"} & os.environ.keys():
+    del os.environ[_name]
+
 
 def _runs_the_reactor(request: pytest.FixtureRequest) -> bool:
     """Whether the test is a coroutine or a generator that pytest-twisted runs."""

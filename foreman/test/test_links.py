@@ -19,7 +19,7 @@ SCHEME = re.compile(r"[a-z]+:")
 
 def files() -> frozenset[Path]:
     """What is, or would be, committed."""
-    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(listing, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     return frozenset(path for name in listed.split("\0") if name and (path := ROOT / name).is_file())
 
