@@ -32,7 +32,7 @@ def text(client: RawClient) -> str:
 
 async def ended(*clients: RawClient) -> None:
     """Wait until all have their whole answers, and leave."""
-    await eventually(lambda: all(client.ended or client.is_closed for client in clients), within=20)
+    await eventually(lambda: all(client.ended or client.is_closed for client in clients))
     for client in clients:
         if not client.is_closed:
             client.leave()

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from foreman.detach import detach
 from foreman.ollama.fake import Fault, default_models
 from foreman.ollama.fake.models import FakeModel
-from foreman.test.harness import House, RawClient, chat, eventually, house, request_bytes
+from foreman.test.harness import House, RawClient, chat, eventually, house, request_bytes, unhurried
 from foreman.test.test_moods import beat, bodies, idle, loads_asked
 from foreman.work import residency
 
@@ -165,8 +165,9 @@ async def test_a_stop_does_not_wait_for_a_renewal(monkeypatch: pytest.MonkeyPatc
         first = await here.send("POST", "/api/chat", short("tiny-a", 15, keep_alive="1m"))
         await eventually(lambda: first.chunks)
         here.fake.faults.next("/api/generate", Fault.HANG, load=True)
-        second = await here.send("POST", "/api/chat", short("tiny-a", 3))
-        await eventually(lambda: is_open(here, "/api/generate"))
+        with unhurried(here.fake):
+            second = await here.send("POST", "/api/chat", short("tiny-a", 3))
+            await eventually(lambda: is_open(here, "/api/generate"))
         await eventually(lambda: first.ended)
         await eventually(lambda: here.foreman._worker.running is None)
         stopped = here.foreman._worker.stop()
@@ -215,8 +216,9 @@ async def test_an_answer_ends_whatever_becomes_of_the_renewal() -> None:
         first = await here.send("POST", "/api/chat", short("tiny-a", 15, keep_alive="1m"))
         await eventually(lambda: first.chunks)
         here.fake.faults.next("/api/generate", Fault.HANG, load=True)
-        second = await here.send("POST", "/api/chat", short("tiny-a", 3))
-        await eventually(lambda: is_open(here, "/api/generate"))
+        with unhurried(here.fake):
+            second = await here.send("POST", "/api/chat", short("tiny-a", 3))
+            await eventually(lambda: is_open(here, "/api/generate"))
         await eventually(lambda: first.ended)
         assert is_open(here, "/api/generate")
         here.fake.cut()
