@@ -10,6 +10,7 @@ import pytest_twisted
 
 from foreman.ollama.fake import Fault, default_models
 from foreman.test.harness import House, ask, chat, eventually, house, unhurried
+from foreman.work import residency
 
 LOADING = default_models(load_time=0.15)
 SLOW = default_models(token_rate=40.0)
@@ -274,14 +275,15 @@ async def test_jobs_that_name_no_keep_alive_get_foremans() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_short_keep_alive_waits_until_the_queue_of_its_runner_is_empty() -> None:
+async def test_a_short_keep_alive_waits_until_the_queue_of_its_runner_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that says `keep_alive: 0` does not cost the next one a load, and gets its way in the end."""
-    async with house(models=default_models(load_time=0.1, token_rate=200.0)) as here:
+    monkeypatch.setattr(residency, "RENEW_AFTER", 3600.0)  # but at its answer's head, when the target surely has it
+    async with house(models=default_models(load_time=0.1, token_rate=20.0)) as here:
         calls, backlog = [], here.foreman._store.backlog
         with unhurried(here.fake):
             for keep_alive in (0, None, 0, None):
                 more: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
-                calls.append(await here.send("POST", "/api/chat", chat("tiny-a", stream=False, **more)))
+                calls.append(await here.send("POST", "/api/chat", chat("tiny-a", **more)))
                 await eventually(lambda: backlog.queued + backlog.running == len(calls))
         await eventually(lambda: all(call.ended for call in calls))
         await idle(here)
