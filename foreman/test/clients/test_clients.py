@@ -80,7 +80,7 @@ async def stage(folder: Path, **settings: str) -> AsyncIterator[Stage]:
 
 async def performed(child: Child) -> None:
     """Wait for the end of an act that must go well."""
-    await eventually(lambda: child.ended, within=60)
+    await eventually(lambda: child.ended, within=240)  # some packages take long to import
     status = await child.exit_status()
     assert status == 0, f"{child.name}:\n{child.output}{child.errors}"
 
