@@ -77,7 +77,7 @@ def submit(
     key = key or str(uuid4())
     try:
         jobs = _submitted(desk, common, question, batch, expires_in=expires_in, key=key)
-    except NotReachable:
+    except (NotReachable, KeyboardInterrupt):
         desk.screen.remark(f"It may have been accepted all the same; with --key {key} it is not submitted twice.")
         raise
     if wait:

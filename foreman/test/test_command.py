@@ -20,7 +20,7 @@ import pytest
 import pytest_twisted
 from attrs import define, field
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
 from twisted.python.failure import Failure
 
 from foreman.ollama.fake import FakeModel
@@ -214,12 +214,31 @@ async def test_what_was_submitted_is_not_lost_sight_of() -> None:
     async with house(**models()) as there:
         typed = type_in(there.folder, there.url, "submit", "slow", "hello", "--wait")
         await eventually(lambda: there.fake.scheduler.generating, within=30)
+        await eventually(lambda: there.foreman._jobs.lookout._waiting)  # it knows its job, and waits
         typed.interrupt()
         assert (await typed.over()).code == 130
         (row,) = await there.rows()
         assert f"job {row['id']} goes on" in typed.errors
         assert row["state"] == "working"
         await ask(there.url, "POST", f"/jobs/{row['id']}/cancel")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_may_have_been_submitted_is_not_lost_sight_of(tmp_path: Path) -> None:
+    """Ctrl-C before foreman has answered says with which key a repeat is no second job."""
+    heard: list[bytes] = []
+
+    class Silent(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            heard.append(data)
+
+    silent = Factory.forProtocol(Silent)
+    port = reactor.listenTCP(0, silent, interface="127.0.0.1")
+    typed = type_in(tmp_path, f"http://127.0.0.1:{port.getHost().port}", "submit", "slow", "hello", "--key", "mine")
+    await eventually(lambda: heard, within=30)
+    typed.interrupt()
+    assert ((await typed.over()).code, "--key mine" in typed.errors) == (130, True)
+    await port.stopListening()
 
 
 @pytest_twisted.ensureDeferred
