@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: run demo test test-clients test-deploy site lint audit requirements bench bench-report chaos chaos-short chaos-report soak docs clean
+.PHONY: run demo test test-clients test-deploy test-firewall site lint audit requirements bench bench-report chaos chaos-short chaos-report soak docs clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -42,11 +42,18 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 # What deploy/ and the Dockerfile hold, judged by the tools of those who read such files: some from PyPI, others Debian's.
-DEBIAN = age curl iproute2 nftables original-awk prometheus shellcheck skopeo systemd
+DEBIAN = age curl original-awk prometheus shellcheck skopeo systemd
+FIREWALL = deploy/test/test_target_firewall.py
 test-deploy: $(VENV)/.installed .venv-deploy/.installed
-	@for tool in age curl ip nft original-awk promtool shellcheck skopeo systemd-analyze; do command -v $$tool >/dev/null || \
+	@for tool in age curl original-awk promtool shellcheck skopeo systemd-analyze; do command -v $$tool >/dev/null || \
 		{ echo "make test-deploy needs $$tool; Debian: apt-get install --no-install-recommends $(DEBIAN)" >&2; exit 1; }; done
-	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal deploy/test
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --ignore=$(FIREWALL) deploy/test
+
+# The firewall of the target's side, between machines that are network namespaces: as root, or where users may have such.
+test-firewall: $(VENV)/.installed
+	@for tool in ip nft; do command -v $$tool >/dev/null || \
+		{ echo "make test-firewall needs $$tool; Debian: apt-get install --no-install-recommends iproute2 nftables" >&2; exit 1; }; done
+	$(BIN)/pytest $(FIREWALL)
 
 # The documentation as pages, in build/site; a link that leads nowhere fails it.
 site: .venv-docs/.installed

@@ -98,7 +98,7 @@ def apart() -> list[str]:
         able = subprocess.run([*way, "ip", "link", "set", "lo", "up"], stderr=subprocess.DEVNULL, check=False)
         if able.returncode == 0:
             return way
-    pytest.fail("nobody may make a network here: `make test-deploy` needs root's CAP_SYS_ADMIN, or user namespaces")
+    pytest.fail("nobody may make a network here: `make test-firewall` needs root's CAP_SYS_ADMIN, or user namespaces")
 
 
 @pytest.mark.parametrize(
