@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from attrs import define, field
 from conftest import Run
 from packaging.requirements import Requirement
@@ -424,7 +425,7 @@ def test_a_version_that_is_none_ends_the_build(image: Image, dockerfile: str, tm
 
 
 def test_the_page_is_right(root: Path, dockerfile: str, image: Image) -> None:
-    """docs/deploy/container.md names the build arguments there are, the user's number, and a stop of enough time."""
+    """docs/deploy/container.md names the build arguments, the user's number, time enough to stop, Compose's bounds."""
     page = (root / "docs" / "deploy" / "container.md").read_text()
     steps = instructions(dockerfile)
     defaults = dict(rest.partition("=")[::2] for name, rest in steps if name == "ARG" and "=" in rest)
@@ -439,6 +440,9 @@ def test_the_page_is_right(root: Path, dockerfile: str, image: Image) -> None:
     stop = int(words[words.index("--stop-timeout") + 1])
     assert stop > Configuration().shutdown_grace
     assert {"--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"} < set(words)
+    same = yaml.safe_load((root / "deploy" / "compose" / "docker-compose.yml").read_text())["services"]["foreman"]
+    bounds = [words[words.index(option) + 1] for option in ("--tmpfs", "--memory", "--pids-limit")]
+    assert bounds == [*same["tmpfs"], same["mem_limit"], str(same["pids_limit"])]
     variables = [each for before, each in pairwise(words) if before == "--env"]
     Configuration.from_environment({each.partition("=")[0]: "" for each in variables})
     assert f"foreman:{image.done['VOLUME']}" in words
