@@ -266,8 +266,8 @@ class Child:
     def start(self) -> None:
         """Start it; `output` and `errors` begin anew."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("FOREMAN_")}
-        self._begins = {ending: len(self._written(ending, 0)) for ending in ("out", "err")}
         with self._file("out").open("ab") as output, self._file("err").open("ab") as errors:
+            self._begins = {"out": output.tell(), "err": errors.tell()}
             self.process = subprocess.Popen(
                 self.command,
                 env={**clean, "PYTHONPATH": str(Path(__file__).parents[2]), **self.environment},
@@ -281,8 +281,10 @@ class Child:
         return self.folder / f"{self.name}.{ending}"
 
     def _written(self, ending: str, since: int) -> str:
-        path = self._file(ending)
-        return path.read_bytes()[since:].decode() if path.exists() else ""
+        ended, path = self.ended, self._file(ending)
+        written = path.read_bytes()[since:] if path.exists() else b""
+        # Of a line that is being written the beginning may be there: half a port, half a character.
+        return (written if ended else written[: written.rfind(b"\n") + 1]).decode()
 
     @property
     def output(self) -> str:

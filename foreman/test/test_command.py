@@ -447,7 +447,7 @@ async def test_serve(tmp_path: Path) -> None:
         "FOREMAN_OLLAMA_URL": "http://127.0.0.1:1",
     }
     typed = type_in(tmp_path, "", "serve", environ=environ)
-    found = await eventually(lambda: re.search(r"listens on \S+:(\d+)", typed.shown), within=30)
+    found = await eventually(lambda: re.search(r"listens on \S+:(\d+)\s", typed.shown), within=30)
     answer = await ask(f"http://127.0.0.1:{found[1]}", "GET", "/healthz")
     assert answer.document["degraded"] is True
     assert typed.transport is not None
