@@ -150,6 +150,24 @@ def test_a_disk_that_is_full(house: House) -> None:
     assert house.store.backlog.queued == 501
 
 
+def test_a_disk_with_hardly_any_room(house: House) -> None:
+    """It is not writable again before a large job fits, so that an operator's alarm does not end and begin anew."""
+    limit = "PRAGMA max_page_count = {}"
+    (pages,) = house.run(house.database.read(lambda cursor: cursor.execute("PRAGMA page_count").fetchone()))
+    house.run(house.database.write(lambda cursor: cursor.execute(limit.format(pages + 10)).close(), durable=False))
+    with pytest.raises(Unwritable):
+        house.run(house.store.accept([new_job(n) for n in range(100, 600)]))
+    house.accept(QWEN)
+    house.run(house.store.try_writing())
+    assert not house.store.writable
+    house.run(house.database.write(lambda cursor: cursor.execute(limit.format(10_000)).close(), durable=False))
+    house.run(house.store.try_writing())
+    assert house.store.writable
+    kept = house.run(house.store.kept("/written"))
+    assert kept is not None
+    assert kept[0] == b"", "what was written to try it is not kept"
+
+
 # -- order -----------------------------------------------------------------------------------------------------------
 
 

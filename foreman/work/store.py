@@ -47,6 +47,9 @@ _log = make_logger()
 COMPANY = 0.005
 """Seconds that the row of a sync call may wait for a commit to share, while the worker is busy."""
 
+TRIAL = 1 << 20
+"""Bytes: if no more than a few pages are left on a disk, the next large job would be refused again."""
+
 PAGES_GIVEN_BACK = 1000
 """Free pages (of 4 KiB) that leave the file with one call of `prune`: some 10 ms in which no other write runs."""
 
@@ -351,8 +354,9 @@ class Store:
         return await self.transact(forget, durable=False)
 
     async def try_writing(self) -> None:
-        """Write something, to see whether that is possible again; does not raise."""
+        """Write as much as a large job, to see whether that is possible again; does not raise."""
         with suppress(Unwritable):
+            await self.keep("/written", bytes(TRIAL))
             await self.keep("/written", b"")
             if not self.writable:
                 _log.info("The store can write again")
