@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from itertools import count
@@ -19,6 +20,7 @@ from twisted.internet.threads import deferToThread
 from foreman.ollama.fake import FakeModel, FakeOllama, default_models
 from foreman.test.harness import Child, daemon, eventually, fake_ollama
 from foreman.test.liar import Headers, Lie, lying
+from foreman.verify import wire
 from foreman.verify.compare import differences, shape_differences
 from foreman.verify.findings import Finding, Verdict
 from foreman.verify.questions import NOBODY, Question, long_chat
@@ -192,8 +194,14 @@ async def test_a_stream_that_is_held_back_is_found() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_target_that_works_on_for_nobody_is_found() -> None:
-    """Where the target goes on though the client has left, streaming or not, the self-test says so."""
+async def test_a_target_that_works_on_for_nobody_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the target goes on though the client has left, streaming or not, the self-test says so, however busy."""
+
+    def slowly(*asked: Any) -> Answer:
+        time.sleep(0.05)
+        return wire.ask(*asked)
+
+    monkeypatch.setattr("foreman.verify.timing.ask", slowly)
     async with target() as fake:
         verdicts = await timed(fake, Lie(clings=True))
     assert [verdict for _, verdict in verdicts] == [Verdict.IDENTICAL, Verdict.DIFFERENT, Verdict.DIFFERENT]

@@ -22,8 +22,9 @@ LONGEST = 6.0
 SHORTEST = 2.0
 """Seconds that it has to take; less, and an end by itself is not told from one that was brought about."""
 
-SOON = 2 / 3
-"""The part of that time within which the target has to stop: it works for longer if nobody stops it."""
+SOON = 1 / 2
+"""The part of that time within which the target has to stop: it works for longer if nobody stops it, also counted from
+the last of `PARTS`, and where each question takes a while."""
 
 PARTS = (1 / 8, 1 / 6, 1 / 4)
 """The parts of that time after which a client leaves that waits for its answer: later each time that is tried, since
