@@ -207,7 +207,8 @@ def _set_aside(database: Path, now: datetime) -> Path | None:
     """
     before = None
     if database.exists():
-        _fold(database)
+        if not _is_of_others(database):  # whose log goes along: before SQLite writes, it plays a journal back
+            _fold(database)
         before = companion(database, f".{_moment(now)}.old")
         before.hardlink_to(database)  # at no time is there no database: foreman would begin an empty one
     for ending in LOGS:
@@ -223,7 +224,6 @@ def _fold(database: Path) -> None:
 
     :raise sqlite3.Error: something else uses it, or it cannot be written.
     """
-    _is_of_others(database)
     try:
         with closing(sqlite3.connect(uri(database, "mode=rw"), uri=True, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode = DELETE")

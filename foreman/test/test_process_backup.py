@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
-from foreman.backups import back_up
+from foreman import backups
 from foreman.errors import NotCopied
 from foreman.ollama.fake import FakeModel
 from foreman.test.harness import Child, Daemon, ask, chat, daemon, eventually, fake_ollama, reactor
@@ -259,7 +259,8 @@ async def test_root_leaves_nothing_of_its_own(theirs: Path, tmp_path: Path) -> N
     assert set(owners(theirs).values()) == {DAEMON}
 
     await typed(tmp_path, "restore", copy, "--db", database)
-    assert {name.rpartition(".")[2] for name in owners(theirs)} == {"db", "lock", "old"}  # and no log
+    named = {name.rpartition(".")[2] for name in owners(theirs)}
+    assert named == {"db", "lock", "old", "old-wal", "old-shm"}  # and no log beside the new one
     assert set(owners(theirs).values()) == {DAEMON}
     database.unlink()
     await typed(tmp_path, "restore", copy, "--db", database)
@@ -314,11 +315,25 @@ async def test_root_plays_no_journal_back(theirs: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(sqlite3, "connect", trapped)
     with pytest.raises(NotCopied):
-        back_up(database, copy, datetime.now(UTC))
+        backups.back_up(database, copy, datetime.now(UTC))
     monkeypatch.undo()
     assert journal.exists()
+    journal.unlink()
+
+    look = backups._is_of_others
+
+    def too_early(path: Path) -> bool:
+        found = look(path)
+        if path == database:
+            lay_trap(database, precious)
+        return found
+
+    monkeypatch.setattr(backups, "_is_of_others", too_early)
+    old = backups.restore(copy, database, datetime.now(UTC))
+    monkeypatch.undo()
     assert precious.read_text() == "precious"
-    with closing(sqlite3.connect(database)) as connection:  # what it would have done
+    assert old is not None
+    with closing(sqlite3.connect(old)) as connection:  # what it would have done
         connection.execute("SELECT * FROM sqlite_schema").fetchall()
     assert not precious.exists()
 
