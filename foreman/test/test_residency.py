@@ -105,6 +105,24 @@ async def test_keep_alive_zero_frees_the_memory() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_short_keep_alive_waits_for_the_next_call_when_nothing_streams_too() -> None:
+    """An answer that comes whole at its end has the model renewed while it is made: the next call needs no load."""
+    async with house(models=SLOW) as here:
+        await here.ask("POST", "/api/chat", short("tiny-a", 1))
+        await idle(here)
+        before = len(loads_asked(here))
+        with unhurried(here.fake):
+            first = await here.send("POST", "/api/chat", short("tiny-a", 5, stream=False, keep_alive=0))
+            await eventually(lambda: len(bodies(here, "/api/chat")) == 2)
+            second = await here.send("POST", "/api/chat", short("tiny-a", 5))
+            await eventually(lambda: len(loads_asked(here)) > before)
+        await eventually(lambda: first.ended and second.ended)
+        assert loads_asked(here)[before] == ("tiny-a", -1)
+        assert len(here.fake.loads) == 1
+        leave(first, second)
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_a_client_unloads_is_not_loaded_again() -> None:
     """A client's own unload ends what foreman owed another client for that runner."""
     async with house(models=SLOW) as here:
