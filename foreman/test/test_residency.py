@@ -87,7 +87,7 @@ async def test_a_ps_that_fails_holds_nobody_up() -> None:
         await ask(here.fake.url, "POST", "/api/generate", {"model": "tiny-b"})
         await here.foreman._inventory.refresh()
         here.fake.faults.always("/api/ps", Fault.ERROR_500)
-        answer = await here.ask("POST", "/api/chat", chat("tiny-a"), within=5)
+        answer = await here.ask("POST", "/api/chat", chat("tiny-a"))
         assert answer.head is not None
         assert answer.head[0] == 200
 

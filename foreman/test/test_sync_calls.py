@@ -304,7 +304,7 @@ async def test_a_cut_before_the_head_is_tried_again() -> None:
     """As long as no head has come, the client never sees a broken try."""
     async with house() as here:
         here.fake.faults.next("/api/chat", Fault.DROP)
-        client = await here.ask("POST", "/api/chat", chat("tiny-a"), within=10)
+        client = await here.ask("POST", "/api/chat", chat("tiny-a"))
         assert client.head is not None
         assert client.head[0] == 200
         await eventually(lambda: here.foreman._store.backlog.running == 0)
