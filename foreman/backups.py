@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from foreman.database_file import COMPANIONS, LOGS, companion, copied, own, settle, uri, version
-from foreman.errors import NotCopied, StoreLocked, Unwritable
+from foreman.errors import Damaged, NotCopied, StoreLocked, Unwritable
 
 ROOM = 16 << 20
 """Bytes that a copy leaves on the disk: foreman's log may need as much at any moment."""
@@ -65,7 +65,7 @@ def restore(backup: Path, database: Path, now: datetime) -> Path | None:
         owner = (database if database.exists() else database.parent).stat()
         with _owned(database, owner), copied(source, part := companion(database, ".part")):
             _give(part, owner)
-            before = _set_aside(database, now)
+            before = _set_aside(database, owner, now)
             settle(part, database)
     return before
 
@@ -126,9 +126,7 @@ def _open(path: Path) -> sqlite3.Connection:
         raise NotCopied(f"there is no file {path}")
     _need_right(path)
     # Read-only SQLite leaves beside the file what it makes there.  But root must not play back another's journal.
-    connection = sqlite3.connect(
-        uri(path, "mode=ro" if _is_of_others(path) else "mode=rw"), uri=True, isolation_level=None
-    )
+    connection = _connect(path, "ro" if _is_of_others(path) else "rw")
     try:
         if version(connection) == 0:
             raise NotCopied(f"{path} is not a database of foreman's")
@@ -136,6 +134,10 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri(path, f"mode={mode}"), uri=True, isolation_level=None)
 
 
 def _need_right(path: Path) -> None:
@@ -159,7 +161,8 @@ def _is_of_others(path: Path) -> bool:
 
     :raise NotCopied: there is a journal.
     """
-    if os.geteuid() != 0 or not any(each.stat().st_uid for each in (path, *path.parents)):
+    anybodys = path.parent.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)  # as /tmp is
+    if os.geteuid() != 0 or not (anybodys or any(each.stat().st_uid for each in (path, *path.parents))):
         return False
     if (journal := companion(path, "-journal")).exists():
         raise NotCopied(f"{journal} is there, which root does not touch: start foreman, or move it away")
@@ -200,16 +203,18 @@ def _owned(database: Path, owner: os.stat_result) -> Iterator[None]:
 # -- the way back ----------------------------------------------------------------------------------------------------
 
 
-def _set_aside(database: Path, now: datetime) -> Path | None:
+def _set_aside(database: Path, owner: os.stat_result, now: datetime) -> Path | None:
     """Give what is in the database's place a second name, and see that no log lies beside the first.
 
     A log that lies beside another database than its own is read into it, and destroys it.
     """
     before = None
     if database.exists():
-        if not _is_of_others(database):  # whose log goes along: before SQLite writes, it plays a journal back
-            _fold(database)
         before = companion(database, f".{_moment(now)}.old")
+        if _is_of_others(database):
+            _fold_by_copy(database, companion(database, ".old.part"), owner)
+        else:
+            _fold(database)
         before.hardlink_to(database)  # at no time is there no database: foreman would begin an empty one
     for ending in LOGS:
         if (beside := companion(database, ending)).exists():
@@ -224,9 +229,31 @@ def _fold(database: Path) -> None:
 
     :raise sqlite3.Error: something else uses it, or it cannot be written.
     """
+    with _beyond_use(), closing(_connect(database, "rw")) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+
+
+def _fold_by_copy(database: Path, part: Path, owner: os.stat_result) -> None:
+    """The same, by a copy in the file's place: before SQLite writes it plays a journal back, for root another's.
+
+    After a crash in between the log says nothing new to the copy, and does no harm.
+    """
+    with _beyond_use(), closing(_connect(database, "ro")) as source:
+        _need_room(source, database.parent)
+        with copied(source, part):
+            _give(part, owner)
+            settle(part, database)
+        for ending in LOGS:
+            companion(database, ending).unlink(missing_ok=True)
+
+
+@contextmanager
+def _beyond_use() -> Iterator[None]:
+    """Leave a file alone that is no database, or damaged."""
     try:
-        with closing(sqlite3.connect(uri(database, "mode=rw"), uri=True, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = DELETE")
+        yield
+    except Damaged:
+        pass
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             raise

@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from foreman.errors import NotCopied, StoreLocked, Unwritable
+from foreman.errors import Damaged, NotCopied, StoreLocked, Unwritable
 
 STEP = 1024
 """Pages copied at a time, 4 MiB, and then brought to the disk: what piles up there would hold up others' fsyncs."""
@@ -190,7 +190,7 @@ def _check(part: Path) -> None:
         except sqlite3.DatabaseError as error:
             found = str(error)
         if found != "ok":
-            raise NotCopied(f"it is damaged: {' '.join(found.split())}")  # SQLite writes several lines
+            raise Damaged(f"it is damaged: {' '.join(found.split())}")  # SQLite writes several lines
 
 
 def _flush(descriptor: int) -> None:

@@ -107,6 +107,10 @@ class NotCopied(StoreError):
     """The database was not copied; the text says why.  What was there is as it was."""
 
 
+class Damaged(NotCopied):
+    """What was to be copied is not sound."""
+
+
 class QueueFull(StoreError):
     """FOREMAN_MAX_QUEUE jobs are waiting.  Nothing was stored."""
 

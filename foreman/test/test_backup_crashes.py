@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from foreman import backups
 from foreman.backups import back_up, restore
 from foreman.test.strategies import SteppedDatabase
 from foreman.test.test_backups import NOW, keys, made, names, put
@@ -92,8 +93,10 @@ def test_a_backup_that_dies(crashed: Path, tmp_path: Path) -> None:
     assert found == {(), ("older",), ("a", "b")}
 
 
-def test_a_restore_that_dies(crashed: Path, tmp_path: Path) -> None:
-    """A start would find all of the old database, or all of the backup; never an empty place."""
+@pytest.mark.parametrize("others", [False, True], ids=["ours", "others"])
+def test_a_restore_that_dies(crashed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool) -> None:
+    """A start would find all of the old database, or all of the backup; never an empty place.  So with root's, too."""
+    monkeypatch.setattr(backups, "_is_of_others", lambda _: others)
     copy = made(tmp_path / "copy.db", "older")
     place = Path(shutil.copytree(crashed.parent, tmp_path / "place"))
     found = set()

@@ -259,8 +259,7 @@ async def test_root_leaves_nothing_of_its_own(theirs: Path, tmp_path: Path) -> N
     assert set(owners(theirs).values()) == {DAEMON}
 
     await typed(tmp_path, "restore", copy, "--db", database)
-    named = {name.rpartition(".")[2] for name in owners(theirs)}
-    assert named == {"db", "lock", "old", "old-wal", "old-shm"}  # and no log beside the new one
+    assert {name.rpartition(".")[2] for name in owners(theirs)} == {"db", "lock", "old"}  # and no log
     assert set(owners(theirs).values()) == {DAEMON}
     database.unlink()
     await typed(tmp_path, "restore", copy, "--db", database)
@@ -329,13 +328,28 @@ async def test_root_plays_no_journal_back(theirs: Path, tmp_path: Path, monkeypa
         return found
 
     monkeypatch.setattr(backups, "_is_of_others", too_early)
-    old = backups.restore(copy, database, datetime.now(UTC))
+    with pytest.raises(NotCopied):
+        backups.restore(copy, database, datetime.now(UTC))
     monkeypatch.undo()
+    assert journal.exists()
     assert precious.read_text() == "precious"
-    assert old is not None
-    with closing(sqlite3.connect(old)) as connection:  # what it would have done
+    with closing(sqlite3.connect(database)) as connection:  # what it would have done
         connection.execute("SELECT * FROM sqlite_schema").fetchall()
     assert not precious.exists()
+
+
+@as_root
+@pytest_twisted.ensureDeferred
+async def test_root_plays_no_journal_back_of_a_copy_in_tmp(theirs: Path, tmp_path: Path) -> None:
+    """Root's own copy, in a folder where everybody may write, is no way to have root delete another file, either."""
+    (precious := tmp_path / "shadow").write_text("precious")
+    (folder := tmp_path / "tmp").mkdir()
+    folder.chmod(0o1777)
+    copy = folder / "copy.db"
+    await typed(tmp_path, "backup", copy, "--db", theirs / "foreman.db")
+    lay_trap(copy, precious)
+    assert "root does not touch" in await typed(tmp_path, "restore", copy, "--db", theirs / "foreman.db", fails=True)
+    assert precious.exists()
 
 
 @pytest.mark.parametrize("path", ["", " "])
