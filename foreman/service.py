@@ -80,7 +80,7 @@ class Foreman(Service):
         self._config = config
         self._reactor = reactor
         self.port: IListeningPort | None = None
-        self._starting: Deferred[None] = succeed(None)
+        self._starting, self._trial = succeed(None), succeed(None)
 
         self._readiness = Readiness()
         self._tick = Tick(reactor, time.time)
@@ -305,8 +305,9 @@ class Foreman(Service):
             self._outbox.look()
 
     def _beat(self, slept: bool) -> None:
-        if not self._store.writable:
-            detach(self._store.try_writing())
+        # In a disk that does not answer one try is enough.
+        if not self._store.writable and self._trial.called:
+            self._trial = detach(self._store.try_writing())
 
     def _failed_to_start(self, failure: Failure) -> None:
         if failure.check(ForemanError, OSError):

@@ -125,6 +125,29 @@ async def test_healthz_warns() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_disk_that_does_not_answer_is_tried_once() -> None:
+    """Tries to write do not pile up behind one that hangs; after it comes the next."""
+    async with house() as here:
+        foreman = here.foreman
+        foreman._tick.stop()
+        tries: list[Deferred[None]] = []
+
+        async def hang() -> None:
+            tries.append(Deferred())
+            await tries[-1]
+
+        foreman._store.writable, foreman._store.try_writing = False, hang  # type: ignore[method-assign]
+        for _ in range(3):
+            foreman._beat(slept=False)
+        assert len(tries) == 1
+        tries[0].callback(None)
+        foreman._beat(slept=False)
+        assert len(tries) == 2
+        tries[1].callback(None)
+        foreman._tick.start()
+
+
+@pytest_twisted.ensureDeferred
 async def test_healthz_counts_the_wait_of_the_oldest() -> None:
     """`oldest_s` follows the queue, within a second or so."""
     async with house(models=SLOW) as here:
