@@ -248,6 +248,24 @@ def unhurried(fake: FakeOllama) -> Iterator[None]:
         fake.clock.wake()
 
 
+@asynccontextmanager
+async def midway(fake: FakeOllama, client: RawClient) -> AsyncIterator[None]:
+    """Have the only chat that runs be in the middle of its answer within the block, and `client` know the beginning.
+
+    The target's time is stopped at the first byte itself, not when a busy machine has brought that to the client.
+    """
+    await eventually(
+        lambda: any(
+            record.first_byte_at is not None and record.ended_at is None
+            for record in fake.requests
+            if record.path == "/api/chat"
+        )
+    )
+    with unhurried(fake):
+        await eventually(lambda: client.chunks)
+        yield
+
+
 @define(eq=False)
 class Child:
     """A process of ours: what it prints is kept in its folder, and it ends with the test.

@@ -19,7 +19,7 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 
 from foreman.ollama.fake import FakeModel, FakeOllama, default_models
-from foreman.test.harness import Daemon, RawClient, ask, chat, daemon, eventually, fake_ollama, reactor, send, unhurried
+from foreman.test.harness import Daemon, RawClient, ask, chat, daemon, eventually, fake_ollama, midway, reactor, send
 
 pytestmark = pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit")
 
@@ -46,13 +46,6 @@ async def pair(folder: Path, **settings: str) -> AsyncIterator[tuple[FakeOllama,
         yield fake, foreman
 
 
-async def begun(foreman: Daemon) -> RawClient:
-    """A call whose answer has begun."""
-    running = await send(foreman.url, "POST", "/api/chat", chat("slow"))
-    await eventually(lambda: running.chunks)
-    return running
-
-
 async def accepted(foreman: Daemon) -> RawClient:
     """Another, which waits."""
     waiting = await send(foreman.url, "POST", "/api/chat", chat("tiny-b"))
@@ -76,8 +69,8 @@ def chats(fake: FakeOllama) -> int:
 async def test_a_full_disk_is_told_and_survived(tmp_path: Path) -> None:
     """New calls get 503 and Retry-After, the running one its answer, nothing runs twice; all recovers by itself."""
     async with pair(tmp_path) as (fake, foreman):
-        running = await begun(foreman)
-        with unhurried(fake):
+        running = await send(foreman.url, "POST", "/api/chat", chat("slow"))
+        async with midway(fake, running):
             waiting = await accepted(foreman)
             fill(foreman)
         refused = await ask(foreman.url, "POST", "/api/chat", chat("tiny-c"))
@@ -120,8 +113,8 @@ async def test_a_full_disk_is_told_and_survived(tmp_path: Path) -> None:
 async def test_a_client_that_leaves_a_full_disk(tmp_path: Path) -> None:
     """A call that was given up while the disk was full never reaches the target afterwards."""
     async with pair(tmp_path) as (fake, foreman):
-        running = await begun(foreman)
-        with unhurried(fake):
+        running = await send(foreman.url, "POST", "/api/chat", chat("slow"))
+        async with midway(fake, running):
             waiting = await accepted(foreman)
             fill(foreman)
         waiting.leave()
@@ -137,8 +130,8 @@ async def test_a_client_that_leaves_a_full_disk(tmp_path: Path) -> None:
 async def test_a_stop_on_a_full_disk(tmp_path: Path) -> None:
     """SIGTERM ends the process all the same, with status 0; the next start accounts for what could not be written."""
     async with pair(tmp_path, SHUTDOWN_GRACE="1h") as (fake, foreman):
-        running = await begun(foreman)
-        with unhurried(fake):
+        running = await send(foreman.url, "POST", "/api/chat", chat("slow"))
+        async with midway(fake, running):
             waiting = await accepted(foreman)
             fill(foreman)
         assert await foreman.end(signal.SIGTERM) == 0

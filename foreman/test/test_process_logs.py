@@ -13,7 +13,7 @@ import pytest
 import pytest_twisted
 
 from foreman.ollama.fake import FakeModel, Fault, default_models
-from foreman.test.harness import RawClient, ask, chat, daemon, eventually, fake_ollama, send, unhurried
+from foreman.test.harness import RawClient, ask, chat, daemon, eventually, fake_ollama, midway, send
 
 WHSEC = "whsec_" + base64.b64encode(b"a webhook secret of ours").decode()
 
@@ -90,9 +90,9 @@ async def test_the_log_tells_events_and_no_secrets(tmp_path: Path, log_format: s
         leaving = await send(url, "POST", "/api/chat", document("slow"), bearer)
         await eventually(lambda: leaving.chunks)
         leaving.leave()
+        await eventually(lambda: not fake.scheduler.generating)
         cut = await send(url, "POST", "/api/chat", document("slow"), bearer)
-        await eventually(lambda: cut.chunks)
-        with unhurried(fake):
+        async with midway(fake, cut):
             waiting = await send(url, "POST", "/api/chat", document("answering"), bearer)
             await eventually(lambda: foreman.rows()[-1]["state"] == "queued")
             assert await foreman.end(signal.SIGTERM) == 0

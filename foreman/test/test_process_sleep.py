@@ -27,8 +27,8 @@ from foreman.test.harness import (
     fake_ollama,
     fake_process,
     house,
+    midway,
     reactor,
-    unhurried,
 )
 from foreman.test.harness import send as send_to
 
@@ -163,8 +163,7 @@ async def test_a_minute_of_sleep_in_the_middle_of_a_stream() -> None:
     """A stream that has begun cannot be tried again: its client is cut, never left with a seeming whole."""
     async with house(models=default_models(token_rate=20.0)) as here:
         streaming = await here.send("POST", "/api/chat", chat("tiny-a"))
-        await eventually(lambda: streaming.chunks)
-        with unhurried(here.fake):
+        async with midway(here.fake, streaming):
             waiting = await here.send("POST", "/api/chat", chat("tiny-b"))
             await eventually(lambda: here.foreman._store.backlog.queued == 1)
         here.fake.sleep()

@@ -22,10 +22,10 @@ from foreman.test.harness import (
     daemon,
     eventually,
     fake_ollama,
+    midway,
     reactor,
     request_bytes,
     send,
-    unhurried,
 )
 
 
@@ -83,8 +83,7 @@ async def test_the_running_call_is_finished_and_the_waiting_ones_are_told(tmp_pa
         kept_alive = await send(foreman.url, "GET", "/readyz")
         await eventually(lambda: kept_alive.ended)
         running = await send(foreman.url, "POST", "/api/chat", chat("slow"))
-        await eventually(lambda: running.chunks)
-        with unhurried(fake):
+        async with midway(fake, running):
             waiting = [await send(foreman.url, "POST", path, chat("tiny-b")) for path in ("/api/chat", "/v1/messages")]
             waiting.append(await send(foreman.url, "POST", "/api/chat", chat("slow")))
             await eventually(lambda: len(foreman.rows()) == 4)
@@ -121,10 +120,9 @@ async def test_a_call_that_outlasts_the_grace_is_cut(tmp_path: Path) -> None:
     models = (FakeModel(name="slow", words=(" word",) * 20, token_rate=5.0), *default_models())
     async with pair(tmp_path, models, SHUTDOWN_GRACE="1s") as (fake, foreman):
         client = await send(foreman.url, "POST", "/api/chat", chat("slow"))
-        await eventually(lambda: client.chunks)
-        asked = reactor.seconds()
-        foreman.send(15)
-        with unhurried(fake):
+        async with midway(fake, client):
+            asked = reactor.seconds()
+            foreman.send(15)
             await stopped(foreman)
         assert reactor.seconds() - asked > 0.9
         await client.closed
@@ -139,8 +137,7 @@ async def test_who_asks_twice_is_told_that_it_stops_already(tmp_path: Path) -> N
     models = (FakeModel(name="slow", words=(" one", " two"), token_rate=1.0), *default_models())
     async with pair(tmp_path, models) as (fake, foreman):
         client = await send(foreman.url, "POST", "/api/chat", chat("slow"))
-        await eventually(lambda: client.chunks)
-        with unhurried(fake):
+        async with midway(fake, client):
             waiting = await send(foreman.url, "POST", "/api/chat", chat("tiny-b"))
             await eventually(lambda: len(foreman.rows()) == 2)
             foreman.send(15)
