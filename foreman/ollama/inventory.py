@@ -12,6 +12,7 @@ the laptop sleeps still answers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Protocol, cast
@@ -64,7 +65,7 @@ class Inventory:
     :ivar wedged: it answers, but no job gets through; the worker's to say.
     :ivar down_since: `clock.seconds()` when it went down; meaningless while it is up.
     :ivar models: the last list of models by normalised name, None until there was one.
-    :ivar residents: the last list of residents.
+    :ivar residents: the last list of residents; `residents_at`: when it was asked for, by the clock.
     :ivar version: the target's version, empty until known.
     :ivar last_poll: milliseconds since the epoch of the last answered poll, None if there was none.
     :ivar last_error: what the last failed poll said, None after a good one.
@@ -98,6 +99,7 @@ class Inventory:
         self.down_since = clock.seconds()
         self.models: Mapping[str, Model] | None = None
         self.residents: tuple[Resident, ...] = ()
+        self.residents_at = -math.inf
         self.version = ""
         self.last_poll: int | None = None
         self.last_error: str | None = None
@@ -309,12 +311,13 @@ class Inventory:
         self.last_error = None
         try:
             models = await self._list("/api/tags")
+            asked = self._clock.seconds()
             residents = await self._list("/api/ps")
         except TargetError as error:
             self.unreachable(error)
             return False
         if residents is not None:
-            self.see_residents(residents)
+            self.see_residents(residents, asked)
         for told in self.on_poll:
             told()
         return models is not None and models.status == 200
@@ -334,10 +337,10 @@ class Inventory:
         self.learn(path, reply, durable=path != "/api/ps")
         return reply
 
-    def see_residents(self, reply: Reply) -> None:
-        """Take note of an `/api/ps` answer."""
+    def see_residents(self, reply: Reply, asked: float) -> None:
+        """Take note of an `/api/ps` answer to a request of that time."""
         try:
-            self.residents = read_residents(reply.body)
+            self.residents, self.residents_at = read_residents(reply.body), asked
         except (ValueError, KeyError, TypeError) as error:
             self._log.warn("The target's list of residents cannot be read: {error}", error=error)
             return

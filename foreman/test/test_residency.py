@@ -56,6 +56,22 @@ async def test_a_target_whose_ps_hangs_is_not_away() -> None:
         leave(client)
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_list_from_before_the_load_says_nothing() -> None:
+    """A poll that asked before a load and hears after it that nothing is resident costs no swap."""
+    async with house() as here:
+        inventory, rooms = here.foreman._inventory, here.foreman._residency
+        await eventually(lambda: inventory._polling is None)
+        asked = inventory._clock.seconds()
+        await here.ask("POST", "/api/chat", chat("tiny-a"))
+        inventory.residents, inventory.residents_at = (), asked
+        rooms._polled()
+        assert rooms.resident is not None
+        inventory.residents_at = inventory._clock.seconds()
+        rooms._polled()
+        assert rooms.resident is None
+
+
 @pytest.mark.parametrize("loaded", ["tiny-b", "tiny-embed"])
 @pytest_twisted.ensureDeferred
 async def test_a_ps_that_waits_for_somebodys_load_is_awaited(loaded: str, monkeypatch: pytest.MonkeyPatch) -> None:

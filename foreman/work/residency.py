@@ -13,6 +13,7 @@ with foreman's value (`renew`); what its client asked for stays owed, and is pai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -105,6 +106,7 @@ class Residency:
         self._warm_until = 0.0
         self._debt: _Debt | None = None
         self._loading = False
+        self._loaded_at = -math.inf
         inventory.on_poll.append(self._polled)
 
     # -- what is resident ----------------------------------------------------------------------------------------
@@ -130,8 +132,10 @@ class Residency:
         self._debt = None
 
     def _polled(self) -> None:
-        # During a load the target lists nothing, which says nothing.
-        if self.resident is not None and not self._loading and not self._inventory.is_listed(self.resident.model):
+        # During a load the target lists nothing, which says nothing, also if that is heard only after it.
+        if self._loading or self._inventory.residents_at < self._loaded_at:
+            return
+        if self.resident is not None and not self._inventory.is_listed(self.resident.model):
             self.disturbed()
 
     def ran(self, load: Load, *, well: bool, renewed: bool) -> None:
@@ -167,6 +171,7 @@ class Residency:
             keep_alive = load.keep_alive or self._keep_alive
             await self._request(load, keep_alive if keep_alive.seconds > 0 else None, self._load_timeout)
             self._resident, self.resident_name = load.runner, load.name
+            self._loaded_at = self._clock.seconds()
         finally:
             self._loading = False
 
@@ -276,10 +281,11 @@ class Residency:
 
     async def _residents(self, timeout: float) -> tuple[Resident, ...]:  # noqa: ASYNC109 (of silence, while probing)
         """What the target holds now; a target that is busy loading may take its time to say it."""
+        asked = self._clock.seconds()
         reply = await self._target.call(b"GET", b"/api/ps", timeout=timeout, probing=True, fresh=True)
         if reply.status != 200:
             raise outcome.of_body(reply.status, reply.body, reply.retry_after)
-        self._inventory.see_residents(reply)
+        self._inventory.see_residents(reply, asked)
         return self._inventory.residents
 
     async def _unload(self, name: str, timeout: float) -> bool:  # noqa: ASYNC109
